@@ -1,0 +1,397 @@
+"""The command line: ``superb-lite doctor | olympics | upstreams | pretrain | course``.
+
+Thin on purpose: it reads options, calls the library and shows what comes back. Heavy packages are imported
+inside the commands, so that ``--help`` is quick and ``doctor`` speaks even where torch does not import.
+A failure is one line on stderr and exit code 1; Ctrl-C is exit code 130; wrong options are exit code 2.
+
+Taught in notebook 00 (welcome).
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from superb_lite.rounds import Round
+    from superb_lite.types import Card, Score
+
+RESUME = "run the same command again to resume"
+MOST_BARS = 3  # work within work: an upstream, its features, a head
+
+
+class Patient(TyperGroup):
+    """A group of commands whose failures are one line and an exit code, whatever the command."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _complain(f"stopped; what is finished is kept: {RESUME}")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            line = explain(error)
+            if line is None:  # a wrong option, which typer explains itself, or a mistake of ours: keep its traceback
+                raise
+            _complain(f"error: {line}")
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    name="superb-lite",
+    cls=Patient,
+    help="SUPERB, the decathlon of self-supervised speech models, on a laptop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; ends with SystemExit."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # an arrow must not stop a run on an old Windows console
+    app(prog_name="superb-lite")
+
+
+def explain(error: BaseException) -> str | None:
+    """The line to show for an error that a user can do something about, else None."""
+    types = sys.modules.get("superb_lite.types")
+    if types is not None and isinstance(error, types.SuperbLiteError):
+        return " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"the disk is full{where}; make room, then {RESUME}"
+    broken = getattr(error, "name", None) or ""
+    if isinstance(error, ImportError) and broken.partition(".")[0] not in ("", "superb_lite"):
+        return f"{error}; superb-lite doctor says what mends it"
+    for name in ("torch", "torchaudio"):
+        if _import_broke(name, error):
+            return f"{name} does not load ({' '.join(str(error).split())[:160]}); superb-lite doctor says what mends it"
+    return None
+
+
+def _import_broke(package: str, error: BaseException) -> bool:
+    """Was this error raised while `package` was being imported? Then it went through its files and left no module."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return package not in sys.modules and any(package in Path(file).parts[:-1] for file in files)
+
+
+def _complain(line: str) -> None:
+    typer.secho(line, err=True, fg=typer.colors.RED)
+
+
+# --------------------------------------------------------------------------------------------- doctor
+
+
+@app.command()
+def doctor() -> None:
+    """Can this machine run the course?
+
+    One line per check: what is there, what is wrong, and the command that mends it.
+    The exit code is 0 if the course can run, else 1.
+
+    \b
+    Example:
+      superb-lite doctor
+    """
+    from superb_lite.doctor import examine, exit_code
+
+    colours = {"ok": typer.colors.GREEN, "warn": typer.colors.YELLOW, "fail": typer.colors.RED}
+    report = examine()
+    width = max(len(check.name) for check in report)
+    for check in report:
+        typer.secho(f"{check.status:4}", fg=colours[check.status], nl=False)
+        typer.echo(f"  {check.name:{width}}  {check.says}" + (f"  ->  {check.fix}" if check.fix else ""))
+    code = exit_code(report)
+    typer.echo("this machine can run the course" if code == 0 else "the course cannot run here yet: mend what failed")
+    raise typer.Exit(code)
+
+
+# ------------------------------------------------------------------------------------------- olympics
+
+
+@app.command()
+def olympics(
+    corpus: Annotated[str, typer.Option(help="The corpus to run on: mini, digits ...")] = "mini",
+    from_path: Annotated[
+        Path | None, typer.Option("--from", help="Take the recordings of --corpus digits from this archive or folder.")
+    ] = None,
+    upstreams: Annotated[str | None, typer.Option(help="Contestants, as in fbank,tiny_hubert  [default: all]")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Events, such as ks,pr  [default: all the corpus has]")] = None,
+    rounds: Annotated[str, typer.Option(help="1 is the last layer only, 2 the weighted sum of all.")] = "1,2",
+    seeds: Annotated[int, typer.Option(min=1, help="Train each head so many times; shows mean and spread.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Folder for results.jsonl and table.csv, .png, .html.")] = Path(
+        "superb_lite_results"
+    ),
+) -> None:
+    """Run the decathlon and draw the table.
+
+    Upstreams against tasks, in two rounds; a cell is black where an upstream is worse than Fbank.
+    Stop it at any time: every number is on the disk at once, and the same command goes on from there.
+
+    \b
+    Examples:
+      superb-lite olympics
+      superb-lite olympics --upstreams tiny_hubert,random --tasks ks --seeds 3
+      superb-lite olympics --corpus digits --from free-spoken-digit-dataset.tar.gz
+    """
+    entered = {"upstreams": split_list(upstreams), "tasks": split_list(tasks), "rounds": find_rounds(rounds)}
+    check_names(corpus, entered["upstreams"], entered["tasks"])
+    check_device(device)
+    if from_path is not None:
+        take_corpus(corpus, from_path)
+
+    from rich.console import Console
+
+    from superb_lite.report import terminal, write_report
+    from superb_lite.rounds import olympics as run
+
+    started, console = time.perf_counter(), Console()
+    with Screen(console) as screen:
+        table = run(
+            **entered,
+            corpus=corpus,
+            seeds=seeds,
+            device=device,
+            out=out,
+            progress=screen.progress,
+            on_score=screen.score,
+        )
+    console.print(terminal(table))
+    written = write_report(table, out)
+    console.print(f"{len(table)} numbers in {time.perf_counter() - started:.0f} s; written:", highlight=False)
+    for path in (out / "results.jsonl", *written):
+        typer.echo(f"  {path}")
+
+
+def split_list(text: str | None) -> tuple[str, ...] | None:
+    """``"a, b"`` to ``("a", "b")``; None, the default, stays None. Raises typer.BadParameter for an empty list."""
+    if text is None:
+        return None
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise typer.BadParameter(f"{text!r} names nothing; expected names with commas between them, as in ks,pr")
+    return names
+
+
+def find_rounds(text: str) -> tuple[Round, ...]:
+    """``"1,2"`` to rounds. Raises UnknownName."""
+    from superb_lite.rounds import ROUNDS
+    from superb_lite.types import UnknownName
+
+    known = {str(round.number): round for round in ROUNDS}
+    names = split_list(text) or ()
+    for name in names:
+        if name not in known:
+            raise UnknownName.among("round", name, tuple(known))
+    return tuple(known[name] for name in names)
+
+
+def check_names(corpus: str, upstreams: tuple[str, ...] | None, tasks: tuple[str, ...] | None) -> None:
+    """Look up every name before anything is computed. Raises UnknownName, suggesting the nearest one."""
+    from superb_lite.corpora import get_corpus
+    from superb_lite.tasks import get_task
+    from superb_lite.upstreams import get_card
+
+    get_corpus(corpus)
+    for name in upstreams or ():
+        get_card(name)
+    for name in tasks or ():
+        get_task(name).corpus(corpus)
+
+
+def check_device(name: str) -> None:
+    """Raises SuperbLiteError if torch has no such device on this machine."""
+    import torch
+
+    from superb_lite.types import SuperbLiteError
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        message = f"device {name!r} cannot be used here ({reason}); expected cpu, or cuda or mps where there is one"
+        raise SuperbLiteError(message) from error
+
+
+def take_corpus(corpus: str, path: Path) -> None:
+    """Put the recordings at `path` where `corpus` looks for them.
+
+    Raises CorpusMissing if they are not what the corpus needs, typer.BadParameter if it needs none.
+    """
+    from superb_lite.corpora import get_corpus
+
+    module = get_corpus(corpus)
+    if not hasattr(module, "locate"):
+        raise typer.BadParameter(f"corpus {corpus!r} is inside the package; --from is for --corpus digits")
+    module.locate(from_path=path)
+
+
+class Screen:
+    """Live progress: bars and the growing table on a terminal, a line per number anywhere else."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.console, self.scores, self.bars = console, [], {}
+        self.rows: Any = ""
+        self.told: set[str] = set()
+        self.bar = Progress(*columns, console=console)
+        self.live = Live(console=console, transient=True, refresh_per_second=4, get_renderable=self.picture)
+
+    def __enter__(self) -> Screen:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.console.is_terminal:
+            self.live.stop()
+
+    def picture(self) -> Any:
+        """What the terminal shows now."""
+        from rich.console import Group
+
+        return Group(self.rows, self.bar)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A `Progress` callback: one bar per thing being done, gone when it is finished.
+
+        What stands before a colon names the thing; the rest (a loss, say) may change from call to call.
+        """
+        thing = what.partition(":")[0]
+        if not self.console.is_terminal:
+            if thing not in self.told:
+                typer.echo(f"{thing} ...", err=True)
+            self.told.add(thing)
+            return
+        if thing not in self.bars:
+            for stale in list(self.bars)[: max(0, len(self.bars) - MOST_BARS + 1)]:
+                self.bar.remove_task(self.bars.pop(stale))
+            self.bars[thing] = self.bar.add_task(what, total=total)
+        self.bar.update(self.bars[thing], completed=done, total=total, description=what)
+        if done >= total:
+            self.bar.remove_task(self.bars.pop(thing))
+
+    def score(self, score: Score) -> None:
+        """A number has arrived: show it."""
+        from superb_lite.report import terminal
+        from superb_lite.results import ResultsTable
+
+        self.scores.append(score)
+        if self.console.is_terminal:
+            self.rows = terminal(ResultsTable(self.scores), final=False)
+            return
+        typer.echo(
+            f"{score.task:4} {score.upstream:14} round {score.round} seed {score.seed}  "
+            f"{score.metric} {score.value:6.2f}  ({score.seconds:.1f} s)"
+        )
+
+
+# ------------------------------------------------------------------------------ upstreams and pretrain
+
+
+@app.command()
+def upstreams(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False) -> None:
+    """List the contestants.
+
+    Size, stride, hidden states, licence, and where the weights are.
+
+    \b
+    Example:
+      superb-lite upstreams --json
+    """
+    from superb_lite.upstreams import list_upstreams
+
+    cards = list_upstreams()
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([card_record(card) for card in cards], indent=2, ensure_ascii=False))
+        return
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    grid = Table(box=SIMPLE)
+    grid.add_column("name", no_wrap=True)
+    for title in ("method", "size", "states", "stride", "licence", "weights"):
+        grid.add_column(title, justify="right" if title in ("size", "states", "stride") else "left")
+    for card in cards:
+        size = f"{card.parameters / 1e6:.2f} M" if card.parameters else "0"
+        states, stride = f"{card.layers} x {card.dim}", f"{card.stride / 16:g} ms"
+        grid.add_row(card.name, card.method, size, states, stride, card.licence, card.source)
+    Console().print(grid)
+
+
+def card_record(card: Card) -> dict[str, Any]:
+    """A card as plain values, without the function that builds the network."""
+    from dataclasses import fields
+
+    return {field.name: getattr(card, field.name) for field in fields(card) if field.name != "build"}
+
+
+@app.command()
+def pretrain(
+    name: Annotated[str, typer.Argument(help="An upstream of ours, such as tiny_hubert.")],
+    steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps  [default: the recipe's]")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Checkpoint to write (.safetensors)  [default: says where]")] = None,
+) -> None:
+    """Train a tiny upstream from nothing (phase 1).
+
+    Without labels, on unlabelled speech. A stopped run resumes when the same command is given again.
+
+    \b
+    Example:
+      superb-lite pretrain tiny_hubert --steps 200 --out my_hubert.safetensors
+    """
+    check_device(device)
+
+    from rich.console import Console
+
+    from superb_lite.pretrain import pretrain as run
+
+    with Screen(Console()) as screen:
+        written = run(name, steps=steps, device=device, out=out, progress=screen.progress)
+    typer.echo(f"written: {written}")
+
+
+# --------------------------------------------------------------------------------------------- course
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def course(ctx: typer.Context) -> None:
+    """Build or check the notebooks.
+
+    ``build`` makes notebooks/ from solutions/, ``check`` proves what the course promises; --help says more.
+
+    \b
+    Example:
+      superb-lite course check
+    """
+    from superb_lite.course.cli import app as course_app  # imported late: notebooks' helpers take a second to load
+
+    typer.main.get_command(course_app)(args=ctx.args or ["--help"], prog_name="superb-lite course")
+
+
+if __name__ == "__main__":
+    main()

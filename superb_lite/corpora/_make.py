@@ -1,0 +1,209 @@
+"""Making the speech of `mini`, and hours of unlabelled speech like it, from text, voices and rooms.
+
+One clip is a function of its id and the seed of the set, nothing else: every clip draws from a generator of
+its own and is spoken by a fresh espeak process, so the same recipe gives the same sound in any order and
+with any number of workers. The command is ``python data_scripts/make_mini.py``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import soxr
+
+from superb_lite.corpora import _texts as texts
+from superb_lite.corpora._espeak import Voice, arpabet, speak
+from superb_lite.corpora._rooms import Scene, at_level, noise, place
+from superb_lite.types import RATE
+
+SEED = 2105  # the corpus that ships was made with this one
+OPUS_LEVEL = 0.97  # about 14 kbit/s and the container; 150 minutes fit into 20 MB
+CHUNK = 400  # unlabelled clips made between two reports of progress
+
+ACCENTS = tuple("en en-us en-us-nyc en-029 en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd".split())
+# In espeak the variant (the shape of the vocal tract) is the speaker; accent and pitch are how it talks today.
+# Human-sounding variants only, and none of the six that differ from process to process.
+TRAIN_SPEAKERS = tuple(
+    "Alex Andrea Andy Annie Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen Reed adam "
+    "announcer antonio belinda benjamin boris caleb david ed f1 grandma ian iven john klatt2 linda m1 m3 m5 m7 "
+    "michel pablo steph".split()
+)
+DEV_SPEAKERS = tuple("anika f4 gustave klatt3 m2 miguel paul travis".split())
+TEST_SPEAKERS = tuple("aunty edward grandpa klatt4 m4 m6 m8 marcelo norbert quincy rob shelby".split())
+
+
+@dataclass(frozen=True)
+class Order:
+    """A clip to be made: what is said, by whom, and which part of the corpus it is for."""
+
+    id: str
+    split: str
+    text: str
+    speaker: str
+    labels: dict[str, Any]
+    scene: Scene = Scene()
+    seconds: float | None = None  # cut or fill to exactly this length
+
+
+def clip_rng(seed: int, clip_id: str) -> np.random.Generator:
+    """The generator of one clip."""
+    return np.random.default_rng([seed, zlib.crc32(clip_id.encode())])
+
+
+def voice_of(speaker: str, rng: np.random.Generator, *, any_accent: bool = False) -> Voice:
+    """How `speaker` talks in one clip: a home accent, pitch and rate, and a little variation around them."""
+    home = np.random.default_rng(zlib.crc32(speaker.encode()))
+    accent, pitch, rate = str(home.choice(ACCENTS)), home.integers(40, 61), home.integers(145, 181)
+    if any_accent:
+        accent, pitch, rate = str(rng.choice(ACCENTS)), rng.integers(30, 71), rng.integers(135, 196)
+    return Voice(
+        accent, speaker, pitch=int(pitch + rng.integers(-4, 5)), pitch_range=int(rng.integers(40, 66)),
+        rate=int(rate * rng.uniform(0.94, 1.06)),
+    )  # fmt: skip
+
+
+def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.ndarray, dict[str, Any]]:
+    """Speak an order and put it into a room. Returns (samples,) at 16 kHz and the manifest labels."""
+    rng = clip_rng(seed, order.id)
+    labels = dict(order.labels)
+    if not order.text:  # nobody speaks: the sound of an empty room
+        quiet = noise(rng, int(order.seconds * RATE))
+        return at_level(quiet, rng.uniform(*order.scene.noise_db)), labels
+    dry, rate, phones = speak(order.text, voice_of(order.speaker, rng, any_accent=any_accent))
+    dry = soxr.resample(dry, rate, RATE)
+    before, after = rng.uniform(0.08, 0.3, size=2)
+    if order.seconds is not None:
+        room_left = max(0.0, order.seconds - len(dry) / RATE)
+        before = rng.uniform(0.15, 0.85) * room_left
+        after = room_left - before
+    dry = np.concatenate([np.zeros(int(before * RATE), np.float32), dry, np.zeros(int(after * RATE) + 1, np.float32)])
+    if order.seconds is not None:
+        dry = dry[: int(order.seconds * RATE)]
+    if not any_accent:  # unlabelled speech has no labels
+        spoken = [(name, start + before, min(end + before, len(dry) / RATE)) for name, start, end in arpabet(phones)]
+        labels |= {"text": order.text, "phones": [[name, round(a, 3), round(b, 3)] for name, a, b in spoken]}
+    return place(rng, dry, order.scene), labels
+
+
+# ------------------------------------------------------------------------------------------ what to say
+
+
+def sentence_orders(seed: int) -> Iterator[Order]:
+    """Sentences: 40 training speakers (SID train, dev, test; all of it PR train), 8 for dev, 12 for test."""
+    rng = np.random.default_rng([seed, 1])
+    for split, speakers, count in (("train", TRAIN_SPEAKERS, 22), ("dev", DEV_SPEAKERS, 10), ("test", TEST_SPEAKERS, 12)):
+        for speaker in speakers:
+            for n in range(count):
+                part = "train" if n < 14 else "dev" if n < 17 else "test"
+                labels = {"sid": part} if split == "train" else {}
+                yield Order(f"sentence-{speaker}-{n:02d}", split, texts.sentence(rng), speaker, labels)
+
+
+def keyword_orders(seed: int) -> Iterator[Order]:
+    """One-second keywords as in Speech Commands: ten words, `_unknown_` and `_silence_`; unseen speakers in dev and test."""
+    rng = np.random.default_rng([seed, 2])
+    scene = Scene(noise_db=(-48.0, -30.0))
+    for split, speakers, each in (("train", TRAIN_SPEAKERS, 62), ("dev", DEV_SPEAKERS, 15), ("test", TEST_SPEAKERS, 24)):
+        for keyword in (*texts.KEYWORDS, "_unknown_", "_silence_"):
+            for n in range(each):
+                word = {"_unknown_": str(rng.choice(texts.UNKNOWN_WORDS)), "_silence_": ""}.get(keyword, keyword)
+                speaker = str(rng.choice(speakers)) if word else ""
+                name = f"keyword-{split}-{keyword.strip('_')}-{n:02d}"
+                yield Order(name, split, word, speaker, {"keyword": keyword}, scene, seconds=1.0)
+
+
+def unlabelled_orders(seed: int) -> Iterator[Order]:
+    """Speech for phase 1, by the training speakers only, in any accent, some of it through a telephone."""
+    scene = Scene(noise_db=(-60.0, -32.0), reverb_sec=(0.08, 0.5), band_limited=0.25)
+    for n in itertools.count():
+        rng = np.random.default_rng([seed, 3, n])
+        yield Order(f"unlabelled-{n:06d}", "train", texts.anything(rng), str(rng.choice(TRAIN_SPEAKERS)), {}, scene)
+
+
+# ------------------------------------------------------------------------------------------ writing it down
+
+
+def encode(wav: np.ndarray) -> bytes:
+    """(samples,) -> the bytes of an Opus file."""
+    file = io.BytesIO()
+    soundfile.write(file, wav, RATE, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
+    return file.getvalue()
+
+
+def _job(task: tuple[Order, int]) -> tuple[Order, bytes, int, dict[str, Any]]:
+    order, seed = task
+    wav, labels = make_clip(order, seed)
+    return order, encode(wav), len(wav), labels
+
+
+def _quiet_job(task: tuple[Order, int]) -> np.ndarray:
+    order, seed = task
+    wav, _ = make_clip(order, seed, any_accent=True)
+    return np.round(wav * 32767).astype(np.int16)
+
+
+def _in_parallel(job: Callable, tasks: Iterable, workers: int) -> Iterator:
+    if workers <= 1:
+        yield from map(job, tasks)
+        return
+    with multiprocessing.get_context("fork").Pool(workers) as pool:
+        yield from pool.imap(job, tasks, chunksize=8)
+
+
+def write_set(name: str, orders: Iterable[Order], folder: Path, *, seed: int = SEED, workers: int = 2) -> tuple[int, float]:
+    """Write ``name.zip`` (Opus files) and ``name.jsonl`` (one clip a line). Returns (clips, seconds)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
+        for order, data, samples, labels in _in_parallel(_job, ((o, seed) for o in orders), workers):
+            member = zipfile.ZipInfo(f"{order.id}.opus", date_time=(2026, 1, 1, 0, 0, 0))  # the same zip every time
+            archive.writestr(member, data)
+            rows.append(
+                {"id": order.id, "split": order.split, "speaker": order.speaker, "seconds": round(samples / RATE, 4)}
+                | {"sha256": hashlib.sha256(data).hexdigest()} | labels
+            )  # fmt: skip
+    lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return len(rows), sum(row["seconds"] for row in rows)
+
+
+def write_mini(folder: Path, *, seed: int = SEED, workers: int = 2) -> dict[str, tuple[int, float]]:
+    """Make every set of `mini` in `folder`. Returns {set: (clips, seconds)}."""
+    sets = {"sentences": sentence_orders(seed), "keywords": keyword_orders(seed)}
+    return {name: write_set(name, orders, folder, seed=seed, workers=workers) for name, orders in sets.items()}
+
+
+def write_unlabelled(folder: Path, hours: float, *, seed: int = SEED, workers: int = 2, progress=None) -> Path:
+    """Make at least `hours` of unlabelled speech as one file that can be memory-mapped.
+
+    Writes ``speech.i16`` (16-bit samples, clip after clip) and, last, ``lengths.npy`` (samples per clip); a
+    folder that has the second is complete, and is left as it is.
+    """
+    if (folder / "lengths.npy").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted, lengths = int(hours * 3600 * RATE), []
+    orders = unlabelled_orders(seed)
+    with open(folder / "speech.i16", "wb") as file:
+        while sum(lengths) < wanted:
+            batch = [(order, seed) for order in itertools.islice(orders, CHUNK)]
+            for wav in _in_parallel(_quiet_job, batch, workers):
+                file.write(wav.tobytes())
+                lengths.append(len(wav))
+            if progress is not None:
+                progress("making unlabelled speech (minutes)", sum(lengths) // RATE // 60, wanted // RATE // 60)
+    np.save(folder / "lengths.tmp.npy", np.array(lengths))
+    (folder / "lengths.tmp.npy").rename(folder / "lengths.npy")
+    return folder

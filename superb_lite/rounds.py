@@ -1,0 +1,275 @@
+"""The rounds of the competition, and `olympics`: every upstream through every task in every round.
+
+Round 1: hands tied, the head sees the last layer. Round 2: one rope loosened, the head sees a weighted sum of all
+layers. Round 3 is the lecture's dashed arrow: the upstream may be fine-tuned too.
+
+Taught in notebooks 14 (round one) and 15 (round two).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import superb_lite
+from superb_lite.features import FeatureStore
+from superb_lite.probe import check_labels, evaluate, fit
+from superb_lite.results import ResultsFile, ResultsTable
+from superb_lite.tasks import get_task, list_tasks
+from superb_lite.types import (
+    Clip,
+    Corpus,
+    Layers,
+    Progress,
+    Recipe,
+    Score,
+    SuperbLiteError,
+    Task,
+    UnknownName,
+    Upstream,
+)
+from superb_lite.upstreams import get_card, load_upstream
+
+DEFAULT_UPSTREAMS = ("fbank", "fbank_cmvn", "random", "tiny_hubert")
+RESULTS = "results.jsonl"
+
+Adjust = Callable[[Task, Recipe], Recipe]
+OnScore = Callable[[Score], None]
+
+
+@dataclass(frozen=True)
+class Round:
+    """The rules of one round, as data. `reference` is the upstream below which a cell is black."""
+
+    number: int
+    name: str
+    title: str
+    layers: Layers
+    reference: str = "fbank"
+    frozen: bool = True
+
+
+ROUND_1 = Round(1, "round 1", "hands tied: the last layer", "last")
+ROUND_2 = Round(2, "round 2", "one rope loosened: a weighted sum of all layers", "sum")
+ROUND_3 = Round(3, "round 3", "the dashed arrow: the upstream is fine-tuned too", "last", frozen=False)
+ROUNDS = (ROUND_1, ROUND_2, ROUND_3)
+
+
+def get_round(round: int | Round) -> Round:
+    """The round of that number; a `Round` is given back as it is. Raises UnknownName."""
+    if isinstance(round, Round):
+        return round
+    for known in ROUNDS:
+        if known.number == round:
+            return known
+    raise UnknownName.among("round", str(round), [str(known.number) for known in ROUNDS])
+
+
+# ------------------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Event:
+    """A task on a fold of a corpus, with everything that all upstreams share: data, labels checked, recipe."""
+
+    task: Task  # its `corpora` has only this corpus, and loads each split once
+    corpus: str
+    fold: int
+    recipe: Recipe
+    data_hash: str
+    clips: tuple[Clip, ...]
+    test_clips: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """One head to train: the rounds it counts for are more than one when there is only one layer to see."""
+
+    event: Event
+    seed: int
+    rounds: tuple[Round, ...]
+
+
+def plan_events(tasks: Iterable[str | Task], corpus: str, adjust: Adjust | None = None) -> list[Event]:
+    """Load and check the data of all tasks, quick tasks (those on means) first.
+
+    Raises:
+        UnknownName, CorpusMissing, LabelMissing: before anything is computed.
+    """
+    events = []
+    for task in sorted(map(get_task, tasks), key=lambda task: not task.pooled):
+        view = task.corpus(corpus)
+        recipe = view.recipe if adjust is None else adjust(task, view.recipe)
+        once = replace(task, corpora={corpus: Corpus(functools.cache(view.load), recipe)})
+        for fold in range(task.folds):
+            splits = [once.corpora[corpus].load(name, fold) for name in ("train", "dev", "test")]
+            for split in splits:
+                check_labels(task, split, stride=320)
+            digest = hashlib.sha256("|".join(split.data_hash for split in splits).encode()).hexdigest()[:12]
+            clips = tuple(clip for split in splits for clip in split.clips)
+            events.append(Event(once, corpus, fold, recipe, digest, clips, len(splits[-1])))
+    return events
+
+
+def plan_jobs(upstream: Upstream, events: Sequence[Event], rounds: Sequence[Round], seeds: Sequence[int]) -> list[Job]:
+    """The heads to train for one upstream, in order. With one layer, last layer and weighted sum are the same head."""
+    groups = [tuple(rounds)] if upstream.layers == 1 else [(round,) for round in rounds]
+    return [Job(event, seed, group) for event in events for seed in seeds for group in groups]
+
+
+def recipe_name(recipe: Recipe) -> str:
+    """The recipe as it stands in a row: name, steps and batch, so that a changed recipe is another row."""
+    return f"{recipe.name} {recipe.steps}x{recipe.batch}"
+
+
+def blank_scores(job: Job, upstream: Upstream, device: str) -> Iterator[Score]:
+    """The rows that a job will fill, one per round and metric, with everything but the outcome."""
+    for round in job.rounds:
+        for metric in job.event.task.metrics:
+            yield Score(
+                corpus=job.event.corpus,
+                task=job.event.task.key,
+                metric=metric.key,
+                value=float("nan"),
+                upstream=upstream.name,
+                revision=upstream.revision,
+                round=round.number,
+                seed=job.seed,
+                split="test",
+                fold=job.event.fold,
+                lr=job.event.recipe.lr,
+                recipe=recipe_name(job.event.recipe),
+                clips=job.event.test_clips,
+                layer_weights=(),
+                seconds=0.0,
+                version=superb_lite.__version__,
+                data_hash=job.event.data_hash,
+                device=device,
+            )
+
+
+def origin(score: Score) -> tuple[object, ...]:
+    """What makes two rows the same result: all that decides the value, and nothing else."""
+    return (
+        score.corpus, score.task, score.metric, score.upstream, score.revision, score.round, score.seed, score.split,
+        score.fold, score.lr, score.recipe, score.data_hash,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- run
+
+
+def olympics(
+    upstreams: Iterable[str | Upstream] | None = None,
+    tasks: Iterable[str | Task] | None = None,
+    rounds: Iterable[int | Round] = (ROUND_1, ROUND_2),
+    *,
+    corpus: str = "mini",
+    seeds: int | Sequence[int] = 1,
+    device: str = "cpu",
+    out: str | Path = "superb_lite_results",
+    store: FeatureStore | None = None,
+    progress: Progress | None = None,
+    on_score: OnScore | None = None,
+    adjust: Adjust | None = None,
+) -> ResultsTable:
+    """Run the competition. Every row is on the disk at once; run it again after a kill and it goes on.
+
+    Args:
+        upstreams, tasks: keys or objects; the usual four and all tasks unless given
+        seeds: how many (0, 1, ...), or which
+        out: folder of ``results.jsonl``; rows in it of the same origin are not computed again
+        progress: called as (what, done, all): ``"olympics"`` counts cells of the table (per seed and fold),
+            other names what is being done for the next one
+        on_score: called with every row of the table when it is known, also with those that were there before
+        adjust: changes recipes, as in ``lambda task, recipe: replace(recipe, name="quick", steps=100)``
+
+    Raises:
+        SuperbLiteError: round 3 is asked for; other rounds need no fine-tuning.
+        UnknownName, CorpusMissing, LabelMissing: before anything is computed.
+        ResultsBroken: results.jsonl cannot be read or written; rows in it are untouched.
+
+    >>> olympics(["fbank", "tiny_hubert"], ["ks"], seeds=3)  # doctest: +SKIP
+    """
+    chosen = [get_round(round) for round in rounds]
+    for round in chosen:
+        if not round.frozen:
+            raise SuperbLiteError(
+                f"{round.name} ({round.title}) cannot be run: this version keeps every upstream frozen; "
+                "ask for rounds 1 and 2"
+            )
+    events = plan_events(list_tasks() if tasks is None else tasks, corpus, adjust)
+    contestants = DEFAULT_UPSTREAMS if upstreams is None else tuple(upstreams)
+    for name in contestants:
+        if isinstance(name, str):
+            get_card(name)  # an unknown name must not show up after hours
+    numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    file = ResultsFile(Path(out) / RESULTS)
+    games = _Games(file, FeatureStore() if store is None else store, device, progress, on_score)
+    games.total = len(contestants) * len(events) * len(numbers) * len(chosen)
+    for name in contestants:
+        upstream = load_upstream(name)  # one at a time: large ones would not fit together
+        games.run(upstream, plan_jobs(upstream, events, chosen, numbers))
+    return ResultsTable(games.table, [event.task for event in events])
+
+
+class _Games:
+    """The state of one run: which rows exist, how far it is, and whom to tell."""
+
+    def __init__(
+        self, file: ResultsFile, store: FeatureStore, device: str, progress: Progress | None, on_score: OnScore | None
+    ) -> None:
+        self.file, self.store, self.device = file, store, device
+        self.progress, self.on_score = progress, on_score
+        self.known = {origin(score): score for score in file.rows()}
+        self.table: list[Score] = []
+        self.done = self.total = 0
+
+    def run(self, upstream: Upstream, jobs: Sequence[Job]) -> None:
+        """All jobs of one upstream: extract what they need, once, then train head by head."""
+        pending = [job for job in jobs if self._missing(job, upstream)]
+        self._extract(upstream, pending)
+        for job in jobs:
+            if self._missing(job, upstream):
+                self._train(job, upstream)
+            for blank in blank_scores(job, upstream, self.device):
+                score = self.known[origin(blank)]
+                self.table.append(score)
+                if self.on_score is not None:
+                    self.on_score(score)
+            self.done += len(job.rounds)
+            self._report("olympics", self.done, self.total)
+
+    def _missing(self, job: Job, upstream: Upstream) -> list[Score]:
+        return [blank for blank in blank_scores(job, upstream, self.device) if origin(blank) not in self.known]
+
+    def _extract(self, upstream: Upstream, jobs: Sequence[Job]) -> None:
+        """Each clip through the upstream once. Frames come with their means, so frames first."""
+        for pooled in (False, True):
+            clips = [clip for job in jobs if job.event.task.pooled is pooled for clip in job.event.clips]
+            if clips:
+                self.store.extract(upstream, clips, pooled=pooled, device=self.device, progress=self.progress)
+
+    def _train(self, job: Job, upstream: Upstream) -> None:
+        event = job.event
+        start = time.perf_counter()
+        probe = fit(
+            event.task, upstream, corpus=event.corpus, layers=job.rounds[-1].layers, seed=job.seed, fold=event.fold,
+            device=self.device, store=self.store, progress=self.progress,
+        )  # fmt: skip
+        values = evaluate(probe, upstream, store=self.store, device=self.device)
+        seconds = round(time.perf_counter() - start, 3)
+        for blank in self._missing(job, upstream):
+            score = replace(
+                blank, value=float(values[blank.metric]), layer_weights=probe.layer_weights, seconds=seconds
+            )
+            self.file.append(score)
+            self.known[origin(score)] = score
+
+    def _report(self, what: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(what, done, total)

@@ -1,0 +1,288 @@
+"""The records everything else is made of, and the errors everything else raises.
+
+Nothing in this file computes anything: a newcomer who reads it once knows the nouns of the library.
+Shapes are written in one vocabulary everywhere: ``samples`` (16 kHz), ``frames`` (one every ``stride``
+samples), ``dim`` (size of a frame's vector), ``layers`` (hidden states of an upstream, input first).
+
+Taught in notebook 02 (freeze, weigh, probe).
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+RATE = 16_000  # samples per second, everywhere inside the library
+
+Layers = Literal["last", "sum"]  # what the head sees: the last layer (round 1) or the weighted sum (round 2)
+Progress = Callable[[str, int, int], None]  # (what is being done, how many are done, out of how many)
+
+
+# ---------------------------------------------------------------------------------------------- errors
+
+
+class SuperbLiteError(Exception):
+    """Base of all our errors. The command line prints its message as one line and exits with code 1."""
+
+
+class AudioError(SuperbLiteError, ValueError):
+    """A sound file is broken, empty, silent, not finite or not what its manifest says."""
+
+
+class CorpusMissing(SuperbLiteError):
+    """A corpus is not on this machine; the message says how to get it."""
+
+
+class LabelMissing(SuperbLiteError):
+    """A clip lacks a label that the task needs, or has one outside the task's classes."""
+
+
+class ContractBroken(SuperbLiteError):
+    """An upstream or a task does not keep its promises (shapes, lengths, frozen weights)."""
+
+
+class CheckpointRefused(SuperbLiteError):
+    """A checkpoint file is broken, unfit for the network, or would run code when read."""
+
+
+class ResultsBroken(SuperbLiteError):
+    """A results file cannot be read or written; rows already in it are untouched."""
+
+
+class UnknownName(SuperbLiteError, LookupError):
+    """A task, upstream, corpus or round of that name does not exist."""
+
+    @classmethod
+    def among(cls, kind: str, name: str, known: Sequence[str]) -> UnknownName:
+        """Build the error for `name`, suggesting the nearest of the `known` names."""
+        near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
+        guess = f"did you mean {near[0]!r}? " if near else ""
+        return cls(f"no {kind} is called {name!r}; {guess}There is: {', '.join(sorted(known))}")
+
+
+# ------------------------------------------------------------------------------------------------ data
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One piece of audio and all that is known about it.
+
+    `audio` is a file path, or ``archive.zip!member`` for a file inside a zip archive. `digest` is a
+    SHA-256 (hex) of the stored bytes. `gain_db` is applied when the clip is read (SUPERB turns some
+    tasks down by 3 dB). `labels` holds whatever the corpus knows: ``text``, ``phones`` as
+    ``[[phone, start_sec, end_sec], ...]``, ``speaker``, ``keyword`` ...
+    """
+
+    id: str
+    audio: str
+    seconds: float
+    digest: str
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    gain_db: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """What the features of this clip depend on: the bytes and the gain (32 hex digits)."""
+        return hashlib.sha256(f"{self.digest}|{self.gain_db:g}".encode()).hexdigest()[:32]
+
+    def label(self, name: str) -> Any:
+        """The label `name`. Raises LabelMissing, naming clip and file, if the corpus does not have it."""
+        if name not in self.labels:
+            have = ", ".join(sorted(self.labels)) or "none"
+            raise LabelMissing(f"clip {self.id!r} ({self.audio}) has no label {name!r}; it has: {have}")
+        return self.labels[name]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a corpus, seen by one task: `name` is train, dev or test; `classes` is the task's vocabulary."""
+
+    corpus: str
+    name: str
+    clips: tuple[Clip, ...]
+    classes: tuple[str, ...]
+    fold: int = 0
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    @property
+    def seconds(self) -> float:
+        return sum(clip.seconds for clip in self.clips)
+
+    @property
+    def data_hash(self) -> str:
+        """Twelve hex digits that change when any clip, label, class or the order of the clips changes."""
+        digest = hashlib.sha256(repr(self.classes).encode())
+        for clip in self.clips:
+            digest.update(repr((clip.id, clip.key, sorted(clip.labels.items()))).encode())
+        return digest.hexdigest()[:12]
+
+
+# ------------------------------------------------------------------------------------------- upstreams
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """What an upstream says about a batch of waveforms.
+
+    states:  (layers, batch, frames, dim) float32; state 0 is the input of the first block, the last one
+             the output of the last block
+    lengths: (batch,) int64, valid frames of each clip; frames beyond are padding (zeros)
+    """
+
+    states: Tensor
+    lengths: Tensor
+
+
+@runtime_checkable
+class Upstream(Protocol):
+    """Anything that turns waveforms into hidden states and never learns from us.
+
+    `stride` is in samples per frame (320 for most networks, 160 for Fbank). `revision` names the exact
+    weights, so that stored features and results can be traced to them.
+    """
+
+    name: str
+    revision: str
+    layers: int
+    dim: int
+    stride: int
+
+    def __call__(self, wavs: Sequence[Tensor]) -> Hidden:
+        """wavs: a list of (samples,) float32 at 16 kHz, peak at most 1. Batch mates never matter."""
+        ...
+
+
+@dataclass(frozen=True)
+class Card:
+    """A contestant's entry form: what it is, where it comes from, and how to build it.
+
+    `build` takes no argument and returns the frozen upstream. `method` uses the paper's symbols: M masked,
+    F future, G generation, C contrastive, P token prediction, VQ quantisation.
+    """
+
+    name: str
+    family: str
+    method: str
+    input: str
+    corpus: str
+    parameters: int
+    layers: int
+    dim: int
+    stride: int
+    licence: str
+    source: str
+    build: Callable[[], Upstream]
+    notes: str = ""
+
+
+# ----------------------------------------------------------------------------------------------- tasks
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score's name and direction. Percentages are 0..100, MTWV is 0..1."""
+
+    key: str
+    title: str
+    higher_is_better: bool
+
+    def better(self, a: float, b: float) -> bool:
+        """True if score `a` is strictly better than score `b`."""
+        return a > b if self.higher_is_better else a < b
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a head is trained. Change one with ``dataclasses.replace(recipe, lr=1e-3)``.
+
+    `steps` counts optimiser updates of `batch` clips; `clip_norm` is the global gradient-norm bound;
+    every `eval_every` steps the head is scored on dev and the best one is kept (steps apart, so a recipe
+    shorter than that is scored once, at its end).
+    """
+
+    name: str
+    steps: int
+    batch: int
+    lr: float
+    eval_every: int
+    clip_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A task's view of a corpus: how to load a split, and the recipe that suits its size."""
+
+    load: Callable[[str, int], Split]  # (split name, fold) -> Split
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Task:
+    """One event of the decathlon: a record of functions. Frames exist only between encode and decode.
+
+    pooled:  the head is affine in the time mean, so it may train on per-layer means (frames = 1)
+    encode:  (clips, lengths, stride, split) -> targets, a tuple of tensors
+    head:    (dim, split) -> module; called as head(x, lengths) with x (batch, frames, dim)
+    loss:    (head, out, lengths, targets) -> scalar tensor
+    decode:  (out, lengths, stride, split) -> list with one prediction per clip
+    score:   ({clip id: prediction}, split) -> {metric key: value}; the first metric is the primary one
+    toy:     (split name, fold) -> Split of a few seconds of generated audio, for the contract tests
+    """
+
+    key: str
+    title: str
+    domain: str  # content, speaker, semantics or paralinguistics
+    metrics: tuple[Metric, ...]
+    corpora: Mapping[str, Corpus]
+    pooled: bool
+    encode: Callable[[Sequence[Clip], Tensor, int, Split], tuple[Tensor, ...]]
+    head: Callable[[int, Split], nn.Module]
+    loss: Callable[[nn.Module, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
+    decode: Callable[[Tensor, Tensor, int, Split], list[Any]]
+    score: Callable[[Mapping[str, Any], Split], dict[str, float]]
+    toy: Callable[[str, int], Split]
+    folds: int = 1
+
+    def corpus(self, key: str) -> Corpus:
+        """The task's view of corpus `key`. Raises UnknownName with the nearest name."""
+        if key not in self.corpora:
+            raise UnknownName.among(f"corpus for task {self.key!r}", key, tuple(self.corpora))
+        return self.corpora[key]
+
+
+# --------------------------------------------------------------------------------------------- results
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number with its whole origin: a row of ``results.jsonl``.
+
+    `value` is in percent (MTWV: 0..1). `round` is 1, 2 or 3. `seconds` is the time the head took to train
+    and score. `layer_weights` is the softmax over layers, or [1.0] when there is only one to see.
+    """
+
+    corpus: str
+    task: str
+    metric: str
+    value: float
+    upstream: str
+    revision: str
+    round: int
+    seed: int
+    split: str
+    fold: int
+    lr: float
+    recipe: str
+    clips: int
+    layer_weights: tuple[float, ...]
+    seconds: float
+    version: str
+    data_hash: str
+    device: str

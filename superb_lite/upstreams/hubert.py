@@ -1,0 +1,138 @@
+"""HuBERT: hide pieces of speech from a transformer and let it guess which sound unit was there.
+
+The units come from clustering, so no label is needed: first k-means over MFCCs, then k-means over what
+the network of the first round has learned. The network is torchaudio's: a convolutional front end that makes
+a frame of 25 ms every 20 ms, a positional convolution, and a transformer.
+
+`tiny_hubert` is pre-trained by us on synthetic speech (see its card in ``weights/``); `random` is the same
+network with untrained weights, the control that belongs into every table.
+
+Taught in notebooks 01 (pre-train an upstream) and 02 (freeze, weigh, probe).
+Source: Hsu et al. 2021, "HuBERT", arXiv:2106.07447, sections 2.1-2.4.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+
+from superb_lite.types import Card, Hidden
+from superb_lite.upstreams._frozen import Frozen, load_weights
+
+WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
+
+# (channels, kernel, stride) of the front end: together a window of 400 samples every 320, as in HuBERT Base
+TINY_CONVOLUTIONS = [(64, 40, 20), (96, 7, 4), (128, 4, 4)]
+
+
+def tiny_network(dim: int = 128, blocks: int = 4) -> torchaudio.models.Wav2Vec2Model:
+    """HuBERT's network, shrunk: 4 blocks of 128 dimensions. Layer norm in the front end, post-norm blocks."""
+    return torchaudio.models.wav2vec2_model(
+        extractor_mode="layer_norm", extractor_conv_layer_config=TINY_CONVOLUTIONS, extractor_conv_bias=False,
+        encoder_embed_dim=dim, encoder_projection_dropout=0.0, encoder_pos_conv_kernel=32, encoder_pos_conv_groups=8,
+        encoder_num_layers=blocks, encoder_num_heads=4, encoder_attention_dropout=0.0,
+        encoder_ff_interm_features=2 * dim, encoder_ff_interm_dropout=0.0, encoder_dropout=0.0,
+        encoder_layer_norm_first=False, encoder_layer_drop=0.0, aux_num_out=None,
+    )  # fmt: skip
+
+
+def project(network: nn.Module, wavs: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Waveforms (batch, samples) -> frames as the transformer gets them, attention mask, valid frames."""
+    features, frames = network.feature_extractor(wavs, samples)
+    x, mask = network.encoder._preprocess(features, frames)
+    return x, mask, frames
+
+
+def blocks(network: nn.Module, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    """Projected frames -> [input of the first block, output of block 1, ..., output of the last block]."""
+    transformer = network.encoder.transformer
+    x = transformer._preprocess(x)
+    states, position_bias = [x], None
+    for block in transformer.layers:
+        x, position_bias = block(x, mask, position_bias=position_bias)
+        states.append(x)
+    return states
+
+
+class Hubert(Frozen):
+    """A frozen HuBERT-like network: states are the input of the first block and the output of every block."""
+
+    stride = 320
+
+    def __init__(self, name: str, network: nn.Module, revision: str):
+        super().__init__()
+        self.name, self.revision, self.network = name, revision, network
+        self.layers = len(network.encoder.transformer.layers) + 1
+        self.dim = network.encoder.transformer.layer_norm.normalized_shape[0]
+        self.freeze()
+
+    def hidden(self, wavs: Tensor, samples: Tensor) -> Hidden:
+        x, mask, frames = project(self.network, wavs, samples)
+        return Hidden(torch.stack(blocks(self.network, x, mask)), frames)
+
+
+class MaskedUnits(nn.Module):
+    """HuBERT's objective: guess the unit of every hidden frame from what is left to see.
+
+    Spans of `span` frames start at random places until about half of the frames are hidden; the loss is the
+    cross entropy over hidden frames only.
+    """
+
+    def __init__(self, network: nn.Module, units: int, dim: int = 128, span: int = 10, start_rate: float = 0.065):
+        super().__init__()
+        self.network, self.span, self.start_rate = network, span, start_rate
+        self.hidden_frame = nn.Parameter(torch.rand(dim))
+        self.guess = nn.Linear(dim, units)
+
+    def mask(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
+        """(batch, frames) bool, True where the network must not look."""
+        starts = torch.rand(batch, frames, generator=generator) < self.start_rate
+        earlier = nn.functional.pad(starts.float(), (self.span - 1, 0))
+        return nn.functional.max_pool1d(earlier[:, None], self.span, stride=1)[:, 0] > 0
+
+    def forward(self, wavs: Tensor, units: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """wavs: (batch, samples) of equal length; units: (batch, frames) int64. Returns the loss and what to log."""
+        x, _, _ = project(self.network, wavs, None)
+        hide = self.mask(x.shape[0], x.shape[1], generator).to(x.device)
+        x = torch.where(hide[..., None], self.hidden_frame, x)
+        logits = self.guess(blocks(self.network, x)[-1][hide])
+        wanted = units[:, : x.shape[1]][hide]
+        loss = nn.functional.cross_entropy(logits, wanted)
+        return loss, {"right": (logits.argmax(-1) == wanted).float().mean().item() * 100}
+
+
+def random_hubert() -> Hubert:
+    """The tiny network with untrained weights, the same on every machine."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Hubert("random", tiny_network(), revision="seed0")
+
+
+def tiny_hubert(path: str | Path | None = None) -> Hubert:
+    """The tiny network with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
+    network = tiny_network()
+    revision = load_weights(network, WEIGHTS / "tiny_hubert.safetensors" if path is None else path)
+    return Hubert("tiny_hubert", network, revision)
+
+
+def _card(name: str, method: str, corpus: str, build, notes: str) -> Card:
+    return Card(
+        name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=707_936, layers=5,
+        dim=128, stride=320, licence="MIT", source="arXiv:2106.07447, shrunk; weights our own", build=build, notes=notes,
+    )  # fmt: skip
+
+
+def weights_card(name: str) -> dict:
+    """How the embedded weights of `name` were made: recipe, data, steps, loss curve, licence."""
+    return json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+CARDS = (
+    _card("random", "-", "none", random_hubert, "the control: what the shape of the network gives for nothing"),
+    _card("tiny_hubert", "M-P + VQ", "synthetic English, unlabelled", tiny_hubert, "masked prediction of k-means units"),
+)

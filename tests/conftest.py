@@ -1,0 +1,28 @@
+"""What all tests share: a cache folder of their own, and results that are not written next to the code."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """The cache of this test run: features, toys and downloads go to a temporary folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SUPERB_LITE_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture
+def file_limit():
+    """Call it with a number of bytes: from then on no file can grow beyond (a full disk, as a process sees it)."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(size: int | None) -> None:
+        soft = before[0] if size is None else size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, before[1]))
+
+    yield limit
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
