@@ -68,10 +68,12 @@ def spectrogram(
     mels: int = 80,
     window_sec: float = 0.025,
     hop_sec: float = 0.010,
+    range_db: float = 50.0,
 ) -> Axes:
     """Draw the log-mel spectrogram of a waveform: bright is loud, low sounds are at the bottom.
 
-    Args: as in `waveform`; `mels` bands, `window_sec` and `hop_sec` of the analysis. The loudest 80 dB are shown.
+    Args: as in `waveform`; `mels` bands, `window_sec` and `hop_sec` of the analysis. The loudest `range_db` are shown:
+    with many more, a room's noise hides the voice.
 
     Example: ``spectrogram(audio.load(clip), phones=clip.label("phones"))``; used in notebook 00.
     """
@@ -84,7 +86,7 @@ def spectrogram(
         origin="lower",
         aspect="auto",
         cmap="magma",
-        vmin=picture.max() - 80,
+        vmin=picture.max() - range_db,
         extent=(0, seconds, 0, mels),
         interpolation="nearest",
     )

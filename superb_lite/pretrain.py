@@ -22,13 +22,17 @@ from superb_lite import files
 from superb_lite.types import RATE, Progress, SuperbLiteError, UnknownName
 from superb_lite.upstreams import hubert
 
-STRIDE, WINDOW = 320, 400  # of the tiny networks, in samples
+STRIDE = 320  # samples per frame of the tiny networks
 SAVE_EVERY, REPORT_EVERY = 250, 10  # steps
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One iteration of HuBERT: cluster `source` (``mfcc`` or the state of that number) into units, learn to guess them."""
+    """One iteration of HuBERT: cluster `source` (``mfcc`` or the state of that number) into units, learn to guess them.
+
+    The units come from the dry voice, the network hears it in a room with noise: what is worth guessing is what
+    was said, not where (the idea of WavLM's denoising, arXiv:2110.13900, section III-B).
+    """
 
     source: str | int
     units: int
@@ -40,8 +44,8 @@ class Plan:
     """Everything that decides the outcome of a pre-training run. Steps count batches of `batch_sec` seconds."""
 
     hours: float = 4.5
-    stages: tuple[Stage, ...] = (Stage("mfcc", 100, 2500), Stage(3, 200, 13000))
-    lr: float = 1e-3
+    stages: tuple[Stage, ...] = (Stage("mfcc", 200, 5000), Stage(3, 200, 11000))
+    lr: float = 1.5e-3
     batch_sec: float = 16.0
     warmup: float = 0.08
     weight_decay: float = 0.01
@@ -50,23 +54,26 @@ class Plan:
 
 
 class Speech:
-    """Unlabelled clips in one memory-mapped file, as ``make_mini.py unlabelled`` writes them."""
+    """Unlabelled clips in two memory-mapped files, as ``make_mini.py unlabelled`` writes them: in a room, and dry."""
 
     def __init__(self, folder: Path):
         self.lengths = np.load(folder / "lengths.npy")
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)[:-1]])
-        self.samples = np.memmap(folder / "speech.i16", np.int16, "r")
         self.by_length = np.argsort(self.lengths, kind="stable")
-        if len(self.samples) != self.lengths.sum():
-            raise SuperbLiteError(f"{folder} is broken: {len(self.samples)} samples, expected {self.lengths.sum()}; delete it")
+        self.sound = {name: np.memmap(folder / f"{name}.i16", np.int16, "r") for name in ("room", "dry")}
+        for name, samples in self.sound.items():
+            if len(samples) != self.lengths.sum():
+                raise SuperbLiteError(
+                    f"{folder / name}.i16 is broken: {len(samples)} samples, expected {self.lengths.sum()}; delete the folder"
+                )
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def wav(self, clip: int) -> Tensor:
-        """(samples,) float32 of one clip."""
+    def wav(self, clip: int, name: str = "room") -> Tensor:
+        """(samples,) float32 of one clip, as heard in its room or as the dry voice."""
         start = self.starts[clip]
-        return torch.from_numpy(self.samples[start : start + self.lengths[clip]].astype(np.float32) / 32768)
+        return torch.from_numpy(self.sound[name][start : start + self.lengths[clip]].astype(np.float32) / 32768)
 
     def draw(self, rng: np.random.Generator, seconds: float) -> tuple[np.ndarray, int]:
         """Clips of similar length that fill `seconds`, and the samples to cut them all to: no padding in training."""
@@ -77,23 +84,31 @@ class Speech:
         return clips, int(self.lengths[clips].min())
 
 
-def mfcc(wav: Tensor) -> Tensor:
-    """(samples,) -> (frames, 39): MFCCs with two deltas, a frame where the network has one."""
-    static = torchaudio.compliance.kaldi.mfcc(wav[None], sample_frequency=RATE, frame_shift=1000 * STRIDE / RATE).T
-    slope = torchaudio.functional.compute_deltas(static)
-    return torch.cat([static, slope, torchaudio.functional.compute_deltas(slope)]).T
+def same_speaker(frames: np.ndarray) -> np.ndarray:
+    """(frames, dim) -> zero mean and unit variance over the clip: takes out most of who speaks."""
+    return (frames - frames.mean(0)) / (frames.std(0) + 1e-5)
+
+
+def mfcc(wav: Tensor) -> np.ndarray:
+    """(samples,) -> (frames, 39): the 13 MFCCs of a frame, normalised over the clip, and of its two neighbours."""
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal(len(wav)).astype(np.float32))
+    static = torchaudio.compliance.kaldi.mfcc(
+        (wav + 1e-4 * noise)[None], sample_frequency=RATE, frame_shift=1000 * STRIDE / RATE
+    )  # digital silence between the words would be minus infinity: hence the touch of noise
+    padded = np.pad(same_speaker(static.numpy()), ((1, 1), (0, 0)), mode="edge")
+    return np.concatenate([padded[:-2], padded[1:-1], padded[2:]], axis=1)
 
 
 def _frames(network: nn.Module, speech: Speech, stage: Stage, clips: np.ndarray, device: str) -> list[np.ndarray]:
     """What the units of `stage` are clustered from, (frames, dim) for each of `clips`."""
     if stage.source == "mfcc":
-        return [mfcc(speech.wav(clip)).numpy() for clip in clips]
+        return [mfcc(speech.wav(clip, "dry")) for clip in clips]
     teacher = hubert.Hubert("teacher", network, revision="")
     found = []
     for part in np.array_split(clips, max(1, len(clips) // 16)):
-        out = teacher([speech.wav(clip).to(device) for clip in part])
+        out = teacher([speech.wav(clip, "dry").to(device) for clip in part])
         states = out.states[stage.source].float().cpu().numpy()
-        found += [states[n, :length] for n, length in enumerate(out.lengths.tolist())]
+        found += [same_speaker(states[n, :length]) for n, length in enumerate(out.lengths.tolist())]
     network.requires_grad_(True)
     return found
 
@@ -125,8 +140,8 @@ def learning_rate(step: int, steps: int, plan: Plan) -> float:
 
 def _batch(speech: Speech, units: np.ndarray, firsts: np.ndarray, rng: np.random.Generator, plan: Plan) -> tuple[Tensor, Tensor]:
     clips, samples = speech.draw(rng, plan.batch_sec)
-    frames = (samples - WINDOW) // STRIDE + 1
     wavs = torch.stack([speech.wav(clip)[:samples] for clip in clips])
+    frames = hubert.frames_of(samples)
     wanted = np.stack([units[firsts[clip] : firsts[clip] + frames] for clip in clips])
     return wavs, torch.from_numpy(wanted.astype(np.int64))
 

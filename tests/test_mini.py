@@ -119,7 +119,7 @@ def test_the_recipe_makes_the_shipped_corpus():
     rows = {row["id"]: row for row in mini.manifest("sentences")}
     clips = {clip.id: clip for clip in mini.clips()}
     for order in list(_make.sentence_orders(_make.SEED))[7::400]:
-        made, labels = _make.make_clip(order, _make.SEED)
+        made, _, labels = _make.make_clip(order, _make.SEED)
         assert labels["phones"] == rows[order.id]["phones"]
         stored = audio.load(clips[order.id]).numpy()
         # Opus keeps the spectrum of loud bands, not every sample: compare the envelopes
@@ -135,4 +135,5 @@ def test_unlabelled_speech_never_uses_a_held_out_speaker(tmp_path, monkeypatch):
     monkeypatch.setattr(_make, "CHUNK", 5)
     folder = _make.write_unlabelled(tmp_path / "speech", hours=0.001, workers=1)
     lengths = np.load(folder / "lengths.npy")
-    assert lengths.sum() * 2 == (folder / "speech.i16").stat().st_size and lengths.sum() >= 0.001 * 3600 * 16000
+    assert (folder / "dry.i16").stat().st_size == (folder / "room.i16").stat().st_size
+    assert lengths.sum() * 2 == (folder / "room.i16").stat().st_size and lengths.sum() >= 0.001 * 3600 * 16000

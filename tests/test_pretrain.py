@@ -24,7 +24,8 @@ def speech(tmp_path):
         tones = [np.sin(2 * np.pi * rng.choice([300, 600, 1200, 2400]) * np.arange(3200) / 16000) for _ in range(6)]
         wav = 0.2 * np.concatenate(tones)[: rng.integers(12000, 19200)]
         clips.append(((wav + 0.01 * rng.standard_normal(len(wav))) * 32767).astype(np.int16))
-    np.concatenate(clips).tofile(folder / "speech.i16")
+    for name in ("room", "dry"):
+        np.concatenate(clips).tofile(folder / f"{name}.i16")
     np.save(folder / "lengths.npy", [len(clip) for clip in clips])
     return folder
 
@@ -82,6 +83,6 @@ def test_batches_hold_clips_of_similar_length(speech):
 def test_what_cannot_be_trained_says_so(speech):
     with pytest.raises(UnknownName, match="no upstream that can be pre-trained is called 'fbank'"):
         pretrain("fbank", data=speech)
-    (speech / "speech.i16").write_bytes(b"\0\0")
+    (speech / "room.i16").write_bytes(b"\0\0")
     with pytest.raises(SuperbLiteError, match="is broken: 1 samples"):
         pretrain("tiny_hubert", data=speech)

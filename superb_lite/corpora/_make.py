@@ -74,13 +74,16 @@ def voice_of(speaker: str, rng: np.random.Generator, *, any_accent: bool = False
     )  # fmt: skip
 
 
-def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.ndarray, dict[str, Any]]:
-    """Speak an order and put it into a room. Returns (samples,) at 16 kHz and the manifest labels."""
+def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Speak an order and put it into a room.
+
+    Returns the sound in the room and the dry voice alone, both (samples,) at 16 kHz and aligned, and the labels.
+    """
     rng = clip_rng(seed, order.id)
     labels = dict(order.labels)
     if not order.text:  # nobody speaks: the sound of an empty room
         quiet = noise(rng, int(order.seconds * RATE))
-        return at_level(quiet, rng.uniform(*order.scene.noise_db)), labels
+        return at_level(quiet, rng.uniform(*order.scene.noise_db)), np.zeros_like(quiet), labels
     dry, rate, phones = speak(order.text, voice_of(order.speaker, rng, any_accent=any_accent))
     dry = soxr.resample(dry, rate, RATE)
     before, after = rng.uniform(0.08, 0.3, size=2)
@@ -94,7 +97,7 @@ def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.
     if not any_accent:  # unlabelled speech has no labels
         spoken = [(name, start + before, min(end + before, len(dry) / RATE)) for name, start, end in arpabet(phones)]
         labels |= {"text": order.text, "phones": [[name, round(a, 3), round(b, 3)] for name, a, b in spoken]}
-    return place(rng, dry, order.scene), labels
+    return place(rng, dry, order.scene), dry, labels
 
 
 # ------------------------------------------------------------------------------------------ what to say
@@ -114,13 +117,13 @@ def sentence_orders(seed: int) -> Iterator[Order]:
 def keyword_orders(seed: int) -> Iterator[Order]:
     """One-second keywords as in Speech Commands: ten words, `_unknown_` and `_silence_`; unseen speakers in dev and test."""
     rng = np.random.default_rng([seed, 2])
-    scene = Scene(noise_db=(-48.0, -30.0))
-    for split, speakers, each in (("train", TRAIN_SPEAKERS, 62), ("dev", DEV_SPEAKERS, 15), ("test", TEST_SPEAKERS, 24)):
+    scene = Scene(noise_db=(-60.0, -40.0))
+    for split, speakers, each in (("train", TRAIN_SPEAKERS, 130), ("dev", DEV_SPEAKERS, 20), ("test", TEST_SPEAKERS, 24)):
         for keyword in (*texts.KEYWORDS, "_unknown_", "_silence_"):
             for n in range(each):
                 word = {"_unknown_": str(rng.choice(texts.UNKNOWN_WORDS)), "_silence_": ""}.get(keyword, keyword)
                 speaker = str(rng.choice(speakers)) if word else ""
-                name = f"keyword-{split}-{keyword.strip('_')}-{n:02d}"
+                name = f"keyword-{split}-{keyword.strip('_')}-{n:03d}"
                 yield Order(name, split, word, speaker, {"keyword": keyword}, scene, seconds=1.0)
 
 
@@ -144,14 +147,14 @@ def encode(wav: np.ndarray) -> bytes:
 
 def _job(task: tuple[Order, int]) -> tuple[Order, bytes, int, dict[str, Any]]:
     order, seed = task
-    wav, labels = make_clip(order, seed)
+    wav, _, labels = make_clip(order, seed)
     return order, encode(wav), len(wav), labels
 
 
-def _quiet_job(task: tuple[Order, int]) -> np.ndarray:
+def _pair_job(task: tuple[Order, int]) -> tuple[np.ndarray, np.ndarray]:
     order, seed = task
-    wav, _ = make_clip(order, seed, any_accent=True)
-    return np.round(wav * 32767).astype(np.int16)
+    wav, dry, _ = make_clip(order, seed, any_accent=True)
+    return tuple(np.round(np.clip(x, -1, 1) * 32767).astype(np.int16) for x in (wav, dry))
 
 
 def _in_parallel(job: Callable, tasks: Iterable, workers: int) -> Iterator:
@@ -186,22 +189,24 @@ def write_mini(folder: Path, *, seed: int = SEED, workers: int = 2) -> dict[str,
 
 
 def write_unlabelled(folder: Path, hours: float, *, seed: int = SEED, workers: int = 2, progress=None) -> Path:
-    """Make at least `hours` of unlabelled speech as one file that can be memory-mapped.
+    """Make at least `hours` of unlabelled speech in two files that can be memory-mapped.
 
-    Writes ``speech.i16`` (16-bit samples, clip after clip) and, last, ``lengths.npy`` (samples per clip); a
-    folder that has the second is complete, and is left as it is.
+    Writes ``room.i16`` (16-bit samples, clip after clip, as a microphone hears it), ``dry.i16`` (the same voices
+    without room and noise) and, last, ``lengths.npy`` (samples per clip); a folder that has the third is
+    complete, and is left as it is.
     """
     if (folder / "lengths.npy").exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     wanted, lengths = int(hours * 3600 * RATE), []
     orders = unlabelled_orders(seed)
-    with open(folder / "speech.i16", "wb") as file:
+    with open(folder / "room.i16", "wb") as room, open(folder / "dry.i16", "wb") as dry:
         while sum(lengths) < wanted:
             batch = [(order, seed) for order in itertools.islice(orders, CHUNK)]
-            for wav in _in_parallel(_quiet_job, batch, workers):
-                file.write(wav.tobytes())
-                lengths.append(len(wav))
+            for heard, spoken in _in_parallel(_pair_job, batch, workers):
+                room.write(heard.tobytes())
+                dry.write(spoken.tobytes())
+                lengths.append(len(heard))
             if progress is not None:
                 progress("making unlabelled speech (minutes)", sum(lengths) // RATE // 60, wanted // RATE // 60)
     np.save(folder / "lengths.tmp.npy", np.array(lengths))

@@ -9,6 +9,7 @@ Taught nowhere: this is for authors, whose guide is README.md in this folder.
 
 from __future__ import annotations
 
+import base64
 import copy
 import math
 import os
@@ -350,6 +351,18 @@ def run(nb: NotebookNode, path: Path, env: dict[str, str] | None = None) -> None
             line = str(error).strip().splitlines()[0]
             raise CourseBroken(f"{path.parent.name}/{path.name}: {line}") from error
     clean(nb)
+    lighten(nb)
+
+
+def lighten(nb: NotebookNode) -> None:
+    """Store the pictures of cells with fewer colours, in place: they are most of what a notebook weighs."""
+    from superb_lite.course.display import lighter
+
+    for cell in nb.cells:
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                data["image/png"] = base64.b64encode(lighter(base64.b64decode(data["image/png"]))).decode()
 
 
 def _client(nb: NotebookNode, folder: Path) -> Any:

@@ -184,8 +184,18 @@ def _draw(picture: Callable[..., Any], wav: np.ndarray, caption: str) -> str:
     axes.tick_params(labelsize=7)
     file = io.BytesIO()
     figure.savefig(file, format="png")
-    data = base64.b64encode(file.getvalue()).decode()
+    data = base64.b64encode(lighter(file.getvalue())).decode()
     return f'<img alt="picture of {escape(caption)}" src="data:image/png;base64,{data}">'
+
+
+def lighter(png: bytes) -> bytes:
+    """The same picture in 64 colours of its own choice: a third of the bytes, and hardly a visible difference."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    return min(png, file.getvalue(), key=len)
 
 
 # -------------------------------------------------------------------------------------------- progress

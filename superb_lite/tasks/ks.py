@@ -1,8 +1,8 @@
 """Keyword spotting: which of a few words was said?
 
 Source: superb/protocol.md section 3.3 (Speech Commands v0.01, 12 classes, cross-entropy, accuracy on test).
-Differs: `mini` and `digits` have every word equally often and no silence class, so batches need no
-weighted sampler and dev is scored whole.
+Differs: `mini` and `digits` have every class equally often (`digits` without unknown words and silence), so
+batches need no weighted sampler and dev is scored whole.
 
 Taught in notebook 04 (keyword spotting).
 """
