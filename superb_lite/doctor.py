@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import io
+import gzip
 import json
 import os
 import shutil
@@ -149,17 +150,18 @@ def check_audio() -> Check:
 def check_corpus(folder: Path | None = None) -> Check:
     """Is the built-in corpus complete? `folder` is where its archives lie (default: inside this package)."""
     folder = Path(__file__).parent / "corpora" / "data" if folder is None else folder
-    lists = sorted(folder.glob("*.jsonl"))
+    lists = sorted(folder.glob("*.jsonl.gz"))
     if not lists:
         return Check("mini corpus", "fail", f"not in {folder}", MEND_PACKAGE)
     clips = size = 0
     for path in lists:
-        archive = path.with_suffix(".zip")
+        archive = path.with_name(path.name.replace(".jsonl.gz", ".zip"))
         try:
             with zipfile.ZipFile(archive) as file:
                 there = set(file.namelist())
-            wanted = {f"{json.loads(line)['id']}.opus" for line in path.read_text(encoding="utf-8").splitlines()}
-        except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
+            lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+            wanted = {f"{json.loads(line)['id']}.opus" for line in lines}
+        except (OSError, EOFError, zipfile.BadZipFile, ValueError, KeyError) as error:
             return Check("mini corpus", "fail", f"{archive} or {path.name} is damaged: {_short(error)}", MEND_PACKAGE)
         if not wanted <= there:
             says = f"{archive} lacks {len(wanted - there)} of {len(wanted)} clips"

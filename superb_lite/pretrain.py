@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +31,14 @@ class Stage:
     """One iteration of HuBERT: cluster `source` (``mfcc`` or the state of that number) into units, learn to guess them.
 
     The units come from the dry voice, the network hears it in a room with noise: what is worth guessing is what
-    was said, not where (the idea of WavLM's denoising, arXiv:2110.13900, section III-B).
+    was said, not where (the idea of WavLM's denoising, arXiv:2110.13900, section III-B). Clips are played between
+    1 / `speed` and `speed` times as fast.
     """
 
     source: str | int
     units: int
     steps: int
+    speed: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Plan:
     """Everything that decides the outcome of a pre-training run. Steps count batches of `batch_sec` seconds."""
 
     hours: float = 4.5
-    stages: tuple[Stage, ...] = (Stage("mfcc", 200, 5000), Stage(3, 200, 11000))
+    stages: tuple[Stage, ...] = (Stage("mfcc", 200, 5000), Stage(3, 200, 11000, speed=1.15))
     lr: float = 1.5e-3
     batch_sec: float = 16.0
     warmup: float = 0.08
@@ -113,7 +115,9 @@ def _frames(network: nn.Module, speech: Speech, stage: Stage, clips: np.ndarray,
     return found
 
 
-def find_units(network: nn.Module, speech: Speech, stage: Stage, seed: int, device: str, progress: Progress | None) -> tuple:
+def find_units(
+    network: nn.Module, speech: Speech, stage: Stage, seed: int, device: str, progress: Progress | None
+) -> tuple:
     """Cluster the frames of all clips: (units of clip after clip as int16, first frame of every clip)."""
     from sklearn.cluster import MiniBatchKMeans
 
@@ -138,12 +142,30 @@ def learning_rate(step: int, steps: int, plan: Plan) -> float:
     return plan.lr * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
-def _batch(speech: Speech, units: np.ndarray, firsts: np.ndarray, rng: np.random.Generator, plan: Plan) -> tuple[Tensor, Tensor]:
-    clips, samples = speech.draw(rng, plan.batch_sec)
-    wavs = torch.stack([speech.wav(clip)[:samples] for clip in clips])
-    frames = hubert.frames_of(samples)
-    wanted = np.stack([units[firsts[clip] : firsts[clip] + frames] for clip in clips])
+def _batch(
+    speech: Speech, units: np.ndarray, firsts: np.ndarray, rng: np.random.Generator, seconds: float, most: float
+) -> tuple[Tensor, Tensor]:
+    """Waveforms (batch, samples), each played up to `most` times faster or slower, and the unit of every frame.
+
+    Another speed is another voice (pitch and formants move with it), yet the units stay those of the original: the
+    network learns that the size of a throat does not change what was said.
+    """
+    clips, samples = speech.draw(rng, seconds)
+    speeds = rng.uniform(1 / most, most, size=len(clips))
+    samples = int(samples / speeds.max())
+    frames = np.arange(hubert.frames_of(samples))
+    wavs = torch.stack([play_at(speech.wav(clip), speed)[:samples] for clip, speed in zip(clips, speeds, strict=True)])
+    wanted = np.stack(
+        [units[firsts[c] + np.floor(frames * speed).astype(int)] for c, speed in zip(clips, speeds, strict=True)]
+    )
     return wavs, torch.from_numpy(wanted.astype(np.int64))
+
+
+def play_at(wav: Tensor, speed: float) -> Tensor:
+    """(samples,) -> (samples / speed,): the same sound as if a tape ran at `speed`."""
+    return nn.functional.interpolate(wav[None, None], size=int(len(wav) / speed), mode="linear", align_corners=False)[
+        0, 0
+    ]
 
 
 def _save(path: Path, **state) -> None:
@@ -185,7 +207,7 @@ def train_stage(
     recent: list[tuple[float, float]] = []
     for step in range(first, stage.steps):
         rng = np.random.default_rng([plan.seed, number, step])
-        wavs, wanted = _batch(speech, units, firsts, rng, plan)
+        wavs, wanted = _batch(speech, units, firsts, rng, plan.batch_sec, stage.speed)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, stage.steps, plan)
@@ -228,8 +250,8 @@ def pretrain(
     plan = Plan() if plan is None else plan
     if steps is not None:
         total = sum(stage.steps for stage in plan.stages)
-        shares = tuple(Stage(s.source, s.units, max(1, round(steps * s.steps / total))) for s in plan.stages)
-        plan = Plan(**{**plan.__dict__, "stages": shares})
+        shares = tuple(replace(s, steps=max(1, round(steps * s.steps / total))) for s in plan.stages)
+        plan = replace(plan, stages=shares)
     out = Path(out) if out is not None else files.cache_root() / "pretrained" / f"{name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     if data is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import gzip
 import json
 import os
 import shutil
@@ -405,7 +406,8 @@ def test_doctor_tries_to_write(tmp_path):
 
 def make_corpus(folder: Path, ids: list[str], stored: list[str]) -> Path:
     folder.mkdir()
-    (folder / "set.jsonl").write_text("".join(json.dumps({"id": name}) + "\n" for name in ids))
+    lines = "".join(json.dumps({"id": name}) + "\n" for name in ids)
+    (folder / "set.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     with zipfile.ZipFile(folder / "set.zip", "w") as archive:
         for name in stored:
             archive.writestr(f"{name}.opus", b"sound")

@@ -91,7 +91,7 @@ def test_a_missing_archive_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(mini, "DATA", tmp_path)
     mini.manifest.cache_clear()
     try:
-        with pytest.raises(CorpusMissing, match="sentences.jsonl is missing"):
+        with pytest.raises(CorpusMissing, match="sentences.jsonl.gz is missing"):
             mini.sid("train")
     finally:
         mini.manifest.cache_clear()

@@ -39,7 +39,7 @@ COLAB = {
 # Package names that differ between conda-forge and PyPI, and what conda may bring besides Python packages.
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "pysoundfile": "soundfile"}
 CONDA_ONLY = {"python", "pip", "ffmpeg", "espeak-ng"}
-IMPORT_NAMES = {"scikit-learn": "sklearn"}
+IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn"}
 
 
 # ------------------------------------------------------------------------------------------- pyproject
@@ -166,7 +166,7 @@ def test_the_wheel_carries_code_and_data(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         carried = set(archive.namelist())
     package = ROOT / "superb_lite"
-    patterns = ["**/*.py", "corpora/data/*.zip", "corpora/data/*.jsonl", "upstreams/weights/*.safetensors"]
+    patterns = ["**/*.py", "corpora/data/*.zip", "corpora/data/*.jsonl.gz", "upstreams/weights/*.safetensors"]
     patterns += ["upstreams/weights/*.json", "course/*.cfg", "course/*.md"]
     for pattern in patterns:
         wanted = {f"superb_lite/{path.relative_to(package).as_posix()}" for path in package.glob(pattern)}
@@ -306,7 +306,7 @@ def test_ci_runs_the_readme_command_and_the_course_check():
 def test_what_is_ignored_is_not_what_we_ship():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    data = (".zip", ".jsonl", ".safetensors", ".cfg")
+    data = (".zip", ".gz", ".safetensors", ".cfg")
     shipped = [path for path in (ROOT / "superb_lite").rglob("*") if path.suffix in data]
     assert shipped
     names = [str(path.relative_to(ROOT)) for path in shipped]

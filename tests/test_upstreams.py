@@ -151,7 +151,7 @@ def test_broken_or_foreign_weights_are_refused(tmp_path):
         hubert.tiny_hubert(tmp_path / "nowhere")
 
 
-def test_masked_units_hides_about_half_in_spans_and_counts_only_those():
+def test_masked_units_hides_about_half_in_spans():
     objective = hubert.MaskedUnits(hubert.tiny_network(), units=7)
     hide = objective.mask(200, 100, torch.Generator().manual_seed(0))
     assert 0.4 < hide.float().mean() < 0.55
@@ -159,11 +159,37 @@ def test_masked_units_hides_about_half_in_spans_and_counts_only_those():
     for row in hide[:50].tolist():
         text = "".join("x" if h else "." for h in row).rstrip("x")
         assert all(len(run) >= 10 for run in text.split(".") if run)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_alpha_weighs_hidden_against_visible_frames(alpha):
+    """With alpha 1 only hidden frames count, with alpha 0 only visible ones."""
+    objective = hubert.MaskedUnits(hubert.tiny_network(), units=7, alpha=alpha)
     wavs = torch.stack(waves(1.0, 1.0))
     units = torch.randint(0, 7, (2, 49), generator=torch.Generator().manual_seed(1))
-    loss, _ = objective(wavs, units, torch.Generator().manual_seed(5))
-    hidden = objective.mask(2, 49, torch.Generator().manual_seed(5))
-    elsewhere = torch.where(hidden, units, (units + 1) % 7)
-    torch.testing.assert_close(objective(wavs, elsewhere, torch.Generator().manual_seed(5))[0], loss)
-    inside = torch.where(hidden, (units + 1) % 7, units)
-    assert abs(objective(wavs, inside, torch.Generator().manual_seed(5))[0] - loss) > 1e-3
+    hide = objective.mask(2, 49, torch.Generator().manual_seed(5))
+
+    def loss(targets):
+        return objective(wavs, targets, torch.Generator().manual_seed(5))[0]
+
+    counts = hide if alpha == 1 else ~hide
+    other = (units + 1) % 7
+    torch.testing.assert_close(loss(torch.where(counts, units, other)), loss(units))
+    assert abs(loss(torch.where(counts, other, units)) - loss(units)) > 1e-3
+
+
+def test_the_network_never_sees_a_hidden_frame():
+    """What is under the mask must not reach the output: other sound there, same guesses."""
+    network = hubert.tiny_network()
+    objective = hubert.MaskedUnits(network, units=7)
+    mels = torch.randn(1, 60, 160, generator=torch.Generator().manual_seed(0))
+    hide = objective.mask(1, 60, torch.Generator().manual_seed(3))
+    assert hide.any()
+
+    class Tampered(torch.nn.Module):
+        def forward(self, wavs, samples):
+            return torch.where(hide[..., None], mels + wavs, mels), None
+
+    network.feature_extractor, units = Tampered(), torch.zeros(1, 60, dtype=torch.int64)
+    losses = [objective(torch.tensor(x), units, torch.Generator().manual_seed(3))[0] for x in (0.0, 5.0)]
+    torch.testing.assert_close(*losses)

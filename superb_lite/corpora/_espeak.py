@@ -129,7 +129,7 @@ def speak(text: str, voice: Voice) -> tuple[np.ndarray, int, list[tuple[str, flo
     phones = [
         (name.lstrip("',%="), start, end)
         for (name, start), (_, end) in zip(starts[:-1], starts[1:], strict=True)
-        if name.lstrip("',%=") not in _NOT_A_PHONE
+        if name.lstrip("',%=") not in _NOT_A_PHONE and end > start  # some letters are reported, but not sounded
     ]
     return samples, told["rate"], phones
 

@@ -7,6 +7,7 @@ with any number of workers. The command is ``python data_scripts/make_mini.py``.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import itertools
@@ -166,7 +167,7 @@ def _in_parallel(job: Callable, tasks: Iterable, workers: int) -> Iterator:
 
 
 def write_set(name: str, orders: Iterable[Order], folder: Path, *, seed: int = SEED, workers: int = 2) -> tuple[int, float]:
-    """Write ``name.zip`` (Opus files) and ``name.jsonl`` (one clip a line). Returns (clips, seconds)."""
+    """Write ``name.zip`` (Opus files) and ``name.jsonl.gz`` (one clip a line, gzipped). Returns (clips, seconds)."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
     with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
@@ -178,7 +179,7 @@ def write_set(name: str, orders: Iterable[Order], folder: Path, *, seed: int = S
                 | {"sha256": hashlib.sha256(data).hexdigest()} | labels
             )  # fmt: skip
     lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / f"{name}.jsonl.gz").write_bytes(gzip.compress(("\n".join(lines) + "\n").encode(), mtime=0))
     return len(rows), sum(row["seconds"] for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""The default corpus: 70 minutes of synthetic English in rooms, shipped inside the package.
+"""The default corpus: 85 minutes of synthetic English in rooms, shipped inside the package.
 
 Made from text patterns and espeak-ng voices by ``data_scripts/make_mini.py``; the phone times are exact because
 the synthesiser reports them. It is honest speech for learning what the tasks are, and no human ever said
@@ -7,7 +7,7 @@ it: a score on `mini` ranks upstreams on `mini`.
 =========== ==================================================== =====================================
 task        train / dev / test                                   speakers
 =========== ==================================================== =====================================
-KS          12 classes x 62 / 15 / 24 clips of one second        40 / 8 / 12, disjoint
+KS          12 classes x 130 / 20 / 24 clips of one second        40 / 8 / 12, disjoint
 SID         40 speakers x 14 / 3 / 5 sentences                   the same 40 everywhere
 PR          880 / 80 / 144 sentences                             40 / 8 / 12, disjoint
 =========== ==================================================== =====================================
@@ -17,6 +17,7 @@ Taught in notebook 00 (welcome).
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from functools import cache
@@ -36,14 +37,14 @@ DATA = Path(str(files("superb_lite.corpora") / "data"))
 
 @cache
 def manifest(name: str) -> tuple[dict, ...]:
-    """The rows of ``NAME.jsonl``, one dict a clip. Raises CorpusMissing naming the file that is not there."""
-    path, archive = DATA / f"{name}.jsonl", DATA / f"{name}.zip"
+    """The rows of ``NAME.jsonl.gz``, one dict a clip. Raises CorpusMissing naming the file that is not there."""
+    path, archive = DATA / f"{name}.jsonl.gz", DATA / f"{name}.zip"
     for file in (path, archive):
         if not file.is_file():
             raise CorpusMissing(f"{file} is missing although it ships with superb_lite; install the package again")
     try:
-        return tuple(json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    except json.JSONDecodeError as error:
+        return tuple(json.loads(line) for line in gzip.decompress(path.read_bytes()).decode().splitlines())
+    except (OSError, EOFError, ValueError) as error:
         raise CorpusMissing(f"{path} is damaged ({error}); install the package again") from None
 
 
