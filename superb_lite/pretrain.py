@@ -46,7 +46,7 @@ class Plan:
     """Everything that decides the outcome of a pre-training run. Steps count batches of `batch_sec` seconds."""
 
     hours: float = 4.5
-    stages: tuple[Stage, ...] = (Stage("mfcc", 200, 5000), Stage(3, 200, 11000, speed=1.15))
+    stages: tuple[Stage, ...] = (Stage("mfcc", 200, 5000), Stage(3, 200, 11000, speed=1.15), Stage(3, 400, 10000, speed=1.2))
     lr: float = 1.5e-3
     batch_sec: float = 16.0
     warmup: float = 0.08

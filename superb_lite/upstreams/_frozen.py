@@ -91,6 +91,14 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
 
 
+def digest(module: nn.Module) -> str:
+    """Twelve hex digits that change with any weight or name: the revision of weights that come from no file."""
+    sha = hashlib.sha256(str(module).encode())
+    for name, value in sorted(module.state_dict().items()):
+        sha.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return sha.hexdigest()[:12]
+
+
 def load_weights(module: nn.Module, path: str | Path) -> str:
     """Fill `module` from a safetensors file and return its revision: 12 hex digits of the file's SHA-256.
 

@@ -22,7 +22,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from superb_lite.types import Card, Hidden
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen, digest, load_weights
 from superb_lite.upstreams.fbank import log_mel
 
 WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
@@ -135,7 +135,8 @@ def random_hubert() -> Hubert:
     """The tiny network with untrained weights, the same on every machine."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Hubert("random", tiny_network(), revision="seed0")
+        network = tiny_network()
+    return Hubert("random", network, revision=digest(network))
 
 
 def tiny_hubert(path: str | Path | None = None) -> Hubert:
