@@ -9,10 +9,10 @@ Taught in notebook 00 (welcome).
 
 from __future__ import annotations
 
+import gzip
 import importlib.metadata
 import importlib.util
 import io
-import gzip
 import json
 import os
 import shutil

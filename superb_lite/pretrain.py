@@ -46,7 +46,11 @@ class Plan:
     """Everything that decides the outcome of a pre-training run. Steps count batches of `batch_sec` seconds."""
 
     hours: float = 4.5
-    stages: tuple[Stage, ...] = (Stage("mfcc", 200, 5000), Stage(3, 200, 11000, speed=1.15), Stage(3, 400, 10000, speed=1.2))
+    stages: tuple[Stage, ...] = (
+        Stage("mfcc", 200, 5000),
+        Stage(3, 200, 11000, speed=1.15),
+        Stage(3, 400, 10000, speed=1.2),
+    )
     lr: float = 1.5e-3
     batch_sec: float = 16.0
     warmup: float = 0.08
@@ -66,7 +70,7 @@ class Speech:
         for name, samples in self.sound.items():
             if len(samples) != self.lengths.sum():
                 raise SuperbLiteError(
-                    f"{folder / name}.i16 is broken: {len(samples)} samples, expected {self.lengths.sum()}; delete the folder"
+                    f"{folder / name}.i16 is broken: {len(samples)} samples, not {self.lengths.sum()}; delete it"
                 )
 
     def __len__(self) -> int:
@@ -280,7 +284,7 @@ def _write(name, network, out: Path, plan: Plan, speech: Speech, curves, seconds
     hours = float(speech.lengths.sum()) / RATE / 3600
     card = {
         "name": name, "method": "HuBERT: masked prediction of k-means units, two iterations",
-        "data": f"{hours:.2f} h of unlabelled synthetic English (espeak-ng voices of the 40 training speakers, rooms, noise)",
+        "data": f"{hours:.2f} h of unlabelled synthetic English (espeak-ng, the 40 training voices, rooms, noise)",
         "clips": len(speech), "plan": asdict(plan), "steps": sum(stage.steps for stage in plan.stages),
         "curves": [[list(point) for point in curve] for curve in curves], "final_loss": curves[-1][-1][1],
         "final_right_percent": curves[-1][-1][2], "parameters": sum(p.numel() for p in network.parameters()),

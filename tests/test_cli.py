@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
-import io
 import gzip
+import io
 import json
 import os
 import shutil

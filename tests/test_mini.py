@@ -123,7 +123,9 @@ def test_the_recipe_makes_the_shipped_corpus():
         assert labels["phones"] == rows[order.id]["phones"]
         stored = audio.load(clips[order.id]).numpy()
         # Opus keeps the spectrum of loud bands, not every sample: compare the envelopes
-        made_env, stored_env = (np.sqrt((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) for x in (made, stored))
+        made_env, stored_env = (
+            np.sqrt((x[: len(x) // 320 * 320].reshape(-1, 320) ** 2).mean(1)) for x in (made, stored)
+        )
         assert np.corrcoef(made_env, stored_env[: len(made_env)])[0, 1] > 0.95, order.id
 
 

@@ -107,7 +107,11 @@ def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.
 def sentence_orders(seed: int) -> Iterator[Order]:
     """Sentences: 40 training speakers (SID train, dev, test; all of it PR train), 8 for dev, 12 for test."""
     rng = np.random.default_rng([seed, 1])
-    for split, speakers, count in (("train", TRAIN_SPEAKERS, 22), ("dev", DEV_SPEAKERS, 10), ("test", TEST_SPEAKERS, 12)):
+    for split, speakers, count in (
+        ("train", TRAIN_SPEAKERS, 22),
+        ("dev", DEV_SPEAKERS, 10),
+        ("test", TEST_SPEAKERS, 12),
+    ):
         for speaker in speakers:
             for n in range(count):
                 part = "train" if n < 14 else "dev" if n < 17 else "test"
@@ -116,10 +120,14 @@ def sentence_orders(seed: int) -> Iterator[Order]:
 
 
 def keyword_orders(seed: int) -> Iterator[Order]:
-    """One-second keywords as in Speech Commands: ten words, `_unknown_` and `_silence_`; unseen speakers in dev and test."""
+    """One second each, as in Speech Commands: ten words, `_unknown_`, `_silence_`; dev and test speakers are unseen."""
     rng = np.random.default_rng([seed, 2])
     scene = Scene(noise_db=(-60.0, -40.0))
-    for split, speakers, each in (("train", TRAIN_SPEAKERS, 130), ("dev", DEV_SPEAKERS, 20), ("test", TEST_SPEAKERS, 24)):
+    for split, speakers, each in (
+        ("train", TRAIN_SPEAKERS, 130),
+        ("dev", DEV_SPEAKERS, 20),
+        ("test", TEST_SPEAKERS, 24),
+    ):
         for keyword in (*texts.KEYWORDS, "_unknown_", "_silence_"):
             for n in range(each):
                 word = {"_unknown_": str(rng.choice(texts.UNKNOWN_WORDS)), "_silence_": ""}.get(keyword, keyword)
@@ -166,7 +174,9 @@ def _in_parallel(job: Callable, tasks: Iterable, workers: int) -> Iterator:
         yield from pool.imap(job, tasks, chunksize=8)
 
 
-def write_set(name: str, orders: Iterable[Order], folder: Path, *, seed: int = SEED, workers: int = 2) -> tuple[int, float]:
+def write_set(
+    name: str, orders: Iterable[Order], folder: Path, *, seed: int = SEED, workers: int = 2
+) -> tuple[int, float]:
     """Write ``name.zip`` (Opus files) and ``name.jsonl.gz`` (one clip a line, gzipped). Returns (clips, seconds)."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

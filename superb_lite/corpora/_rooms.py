@@ -61,7 +61,8 @@ def noise(rng: np.random.Generator, samples: int) -> np.ndarray:
     time = np.arange(samples) / RATE
     if rng.random() < 0.3:
         mains = rng.choice([50.0, 60.0])
-        sound += sum(rng.uniform(0, 0.8) * np.sin(2 * np.pi * k * mains * time + rng.uniform(0, 6)) for k in (1, 2, 3, 5))
+        for overtone in (1, 2, 3, 5):
+            sound += rng.uniform(0, 0.8) * np.sin(2 * np.pi * overtone * mains * time + rng.uniform(0, 6))
     if rng.random() < 0.3:
         sound *= 1 + 0.7 * np.sin(2 * np.pi * rng.uniform(0.3, 3) * time + rng.uniform(0, 6))
     return sound.astype(np.float32)

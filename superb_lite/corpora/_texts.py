@@ -66,7 +66,9 @@ _PATTERNS = tuple(
         "adverb the person verb every thing in the place",
     )
 )
-_ONSETS = "b d f g h j k l m n p r s t v w y z sh ch th bl br cl cr dr fl fr gl gr pl pr sk sl sm sn sp st sw tr".split()
+_ONSETS = (
+    "b d f g h j k l m n p r s t v w y z sh ch th bl br cl cr dr fl fr gl gr pl pr sk sl sm sn sp st sw tr"
+).split()
 _VOWELS = "a e i o u ee oo ai ow oy ar or er igh".split()
 _CODAS = [""] + "b d f g k l m n p r s t v z sh ch th ng nd nt st lk mp".split()
 

@@ -58,7 +58,8 @@ def _clips(name: str, gain_db: float = 0.0) -> Iterator[tuple[dict, Clip]]:
 
 def clips() -> tuple[Clip, ...]:
     """Every clip of the corpus."""
-    return tuple(clip for name, gain_db in (("sentences", 0.0), ("keywords", GAIN_DB)) for _, clip in _clips(name, gain_db))
+    sets = (("sentences", 0.0), ("keywords", GAIN_DB))
+    return tuple(clip for name, gain_db in sets for _, clip in _clips(name, gain_db))
 
 
 def ks(split: str, fold: int = 0) -> Split:

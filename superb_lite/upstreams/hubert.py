@@ -107,7 +107,13 @@ class MaskedUnits(nn.Module):
     """
 
     def __init__(
-        self, network: nn.Module, units: int, dim: int = 128, span: int = 10, start_rate: float = 0.065, alpha: float = 0.5
+        self,
+        network: nn.Module,
+        units: int,
+        dim: int = 128,
+        span: int = 10,
+        start_rate: float = 0.065,
+        alpha: float = 0.5,
     ):
         super().__init__()
         self.network, self.span, self.start_rate, self.alpha = network, span, start_rate, alpha
@@ -149,7 +155,7 @@ def tiny_hubert(path: str | Path | None = None) -> Hubert:
 def _card(name: str, method: str, corpus: str, build, notes: str) -> Card:
     return Card(
         name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=748_384, layers=5,
-        dim=128, stride=320, licence="MIT", source="arXiv:2106.07447, shrunk; weights our own", build=build, notes=notes,
+        dim=128, stride=320, licence="MIT", source="arXiv:2106.07447, shrunk", build=build, notes=notes,
     )  # fmt: skip
 
 
@@ -160,5 +166,5 @@ def weights_card(name: str) -> dict:
 
 CARDS = (
     _card("random", "-", "none", random_hubert, "the control: what the shape of the network gives for nothing"),
-    _card("tiny_hubert", "M-P + VQ", "synthetic English, unlabelled", tiny_hubert, "masked prediction of k-means units"),
+    _card("tiny_hubert", "M-P + VQ", "synthetic English", tiny_hubert, "masked prediction of k-means units"),
 )
