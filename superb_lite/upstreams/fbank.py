@@ -59,7 +59,7 @@ class Fbank(Frozen):
 def _card(name: str, normalise: bool, notes: str) -> Card:
     return Card(
         name=name, family="fbank", method="-", input="waveform", corpus="none", parameters=0, layers=1, dim=240,
-        stride=160, licence="MIT", source="Kaldi's filterbank as the SUPERB baseline configures it",
+        stride=160, licence="MIT", source="computed, no weights",
         build=lambda: Fbank(name, normalise), notes=notes,
     )  # fmt: skip
 

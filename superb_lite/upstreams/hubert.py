@@ -152,10 +152,10 @@ def tiny_hubert(path: str | Path | None = None) -> Hubert:
     return Hubert("tiny_hubert", network, revision)
 
 
-def _card(name: str, method: str, corpus: str, build, notes: str) -> Card:
+def _card(name: str, method: str, corpus: str, source: str, build, notes: str) -> Card:
     return Card(
         name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=748_384, layers=5,
-        dim=128, stride=320, licence="MIT", source="arXiv:2106.07447, shrunk", build=build, notes=notes,
+        dim=128, stride=320, licence="MIT", source=source, build=build, notes=notes,
     )  # fmt: skip
 
 
@@ -165,6 +165,9 @@ def weights_card(name: str) -> dict:
 
 
 CARDS = (
-    _card("random", "-", "none", random_hubert, "the control: what the shape of the network gives for nothing"),
-    _card("tiny_hubert", "M-P + VQ", "synthetic English", tiny_hubert, "masked prediction of k-means units"),
-)
+    _card("random", "-", "none", "drawn, seed 0", random_hubert, "the control: what the bare network gives for nothing"),
+    _card(
+        "tiny_hubert", "M-P + VQ", "synthetic English", "in the package", tiny_hubert,
+        "masked prediction of k-means units (arXiv:2106.07447)",
+    ),
+)  # fmt: skip
