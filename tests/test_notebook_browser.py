@@ -267,4 +267,4 @@ def test_a_broken_cell_is_noticed(page, lab, notebooks):
         assert_ran(run_all(page, lab, "broken.ipynb"))
     page.wait_for_timeout(1000)
     assert page.evaluate(AUDIO)[0][0] == 0
-    assert page.outside == ["https://example.org/badge.png"]
+    assert set(page.outside) == {"https://example.org/badge.png"}  # the browser may ask again

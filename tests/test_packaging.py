@@ -269,7 +269,7 @@ def readme_commands(title: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("title", "ends"),
-    [("Run the decathlon", ".venv/bin/superb-lite olympics"), ("Pass the tests", ".venv/bin/pytest -q")],
+    [("Run the decathlon", ".venv/bin/superb-lite olympics"), ("Pass the tests", ".venv/bin/pytest -q -n 2")],
 )
 def test_readme_commands_are_complete(title, ends):
     (command,) = readme_commands(title)
