@@ -49,7 +49,6 @@ class Plan:
     stages: tuple[Stage, ...] = (
         Stage("mfcc", 200, 5000),
         Stage(3, 200, 11000, speed=1.15),
-        Stage(3, 400, 10000, speed=1.2),
     )
     lr: float = 1.5e-3
     batch_sec: float = 16.0
