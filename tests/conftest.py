@@ -10,6 +10,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores: th
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take longest, and the other process does the rest meanwhile."""
+    slow = [item for item in items if item.path.name == "test_notebooks.py"]
+    rest = [item for item in items if item.path.name != "test_notebooks.py"]
+    # every process gets two tests to begin with; a quick one behind each notebook keeps notebooks apart
+    mixed = [item for pair in zip(reversed(slow), rest, strict=False) for item in pair]
+    items[:] = mixed + rest[len(slow) :]
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
     """The cache of this test run: features, toys and downloads go to a temporary folder."""

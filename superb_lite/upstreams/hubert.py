@@ -33,7 +33,7 @@ class LogMelFrontEnd(nn.Module):
 
     It stands where HuBERT Base has seven convolutions that learn a filter bank of their own. Learning one takes
     far more speech than a laptop can hear: with a small convolutional front end, 7,000 steps on 4.5 hours left
-    keyword spotting and speaker identification at the level of untrained weights behind this one.
+    keyword spotting at the level of untrained weights behind this one, and speaker identification far below.
     """
 
     def forward(self, wavs: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor | None]:
