@@ -165,7 +165,7 @@ def weights_card(name: str) -> dict:
 
 
 CARDS = (
-    _card("random", "-", "none", "drawn, seed 0", random_hubert, "the control: what the bare network gives for nothing"),
+    _card("random", "-", "none", "drawn, seed 0", random_hubert, "the control: what a bare network gives for nothing"),
     _card(
         "tiny_hubert", "M-P + VQ", "synthetic English", "in the package", tiny_hubert,
         "masked prediction of k-means units (arXiv:2106.07447)",
