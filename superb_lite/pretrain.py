@@ -9,7 +9,6 @@ Command: ``superb-lite pretrain tiny_hubert``. Taught in notebook 01 (pre-train 
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -226,12 +225,25 @@ def train_stage(
             recent = []
             _save(
                 checkpoint, stage=number, step=done, objective=objective.state_dict(), optimiser=optimiser.state_dict(),
-                network=network.state_dict(), curves={**_curves(checkpoint), number: curve},
+                network=network.state_dict(), curves={**_curves(checkpoint), number: curve}, plan=repr(plan),
             )  # fmt: skip
         if progress is not None and (done % REPORT_EVERY == 0 or done == stage.steps):
             shown = f"loss {curve[-1][1]:.3f}, {curve[-1][2]:.1f} % right" if curve else "warming up"
             progress(f"stage {number + 1}: {shown}", done, stage.steps)
     return curve
+
+
+def _same_plan(checkpoint: Path, plan: Plan) -> None:
+    """Raise SuperbLiteError if `checkpoint` is of a run with another plan: going on would mix two recipes."""
+    if not checkpoint.exists():
+        return
+    theirs = torch.load(checkpoint, map_location="cpu", weights_only=True)["plan"]
+    if theirs != repr(plan):
+        names = f"{checkpoint.name} and {checkpoint.stem}.units*.npz"
+        raise SuperbLiteError(
+            f"{checkpoint} belongs to a run with another plan ({theirs}); expected {plan!r}. "
+            f"Delete {names}, or choose another --out"
+        )
 
 
 def _curves(checkpoint: Path) -> dict:
@@ -246,7 +258,8 @@ def pretrain(
 
     steps: total, shared among the stages as in the plan; None for all of them. out: the .safetensors file; the
     card (.json) and the checkpoint lie beside it. data: a folder of unlabelled speech; None makes it first.
-    Run again after a kill, it goes on where it was. Raises UnknownName for an upstream that learns nothing.
+    Run again after a kill, it goes on where it was. Raises UnknownName for an upstream that learns nothing,
+    and SuperbLiteError if the checkpoint beside `out` is of another plan.
     """
     if name != "tiny_hubert":
         raise UnknownName.among("upstream that can be pre-trained", name, ("tiny_hubert",))
@@ -261,21 +274,22 @@ def pretrain(
         from superb_lite.corpora._make import write_unlabelled
 
         data = write_unlabelled(files.cache_root() / f"unlabelled-{plan.hours:g}h", plan.hours, progress=progress)
-    speech, started = Speech(Path(data)), time.time()
+    speech = Speech(Path(data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
         network = hubert.tiny_network().to(device)
         checkpoint = out.with_suffix(".checkpoint.pt")
+        _same_plan(checkpoint, plan)
         curves = [
             train_stage(network, speech, stage, number, plan, checkpoint, device, progress)
             for number, stage in enumerate(plan.stages)
         ]
         network.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True)["network"])
-    _write(name, network, out, plan, speech, curves, time.time() - started, device)
+    _write(name, network, out, plan, speech, curves, device)
     return out
 
 
-def _write(name, network, out: Path, plan: Plan, speech: Speech, curves, seconds: float, device: str) -> None:
+def _write(name, network, out: Path, plan: Plan, speech: Speech, curves, device: str) -> None:
     import safetensors.torch
 
     half = {key: value.half().contiguous().cpu() for key, value in network.state_dict().items()}

@@ -203,8 +203,8 @@ class Recipe:
     """How a head is trained. Change one with ``dataclasses.replace(recipe, lr=1e-3)``.
 
     `steps` counts optimiser updates of `batch` clips; `clip_norm` is the global gradient-norm bound;
-    every `eval_every` steps the head is scored on dev and the best one is kept (steps apart, so a recipe
-    shorter than that is scored once, at its end).
+    every `eval_every` steps the head is scored on dev and the best one is kept; a recipe shorter
+    than that is scored once, at its end.
     """
 
     name: str

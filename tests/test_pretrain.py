@@ -86,3 +86,12 @@ def test_what_cannot_be_trained_says_so(speech):
     (speech / "room.i16").write_bytes(b"\0\0")
     with pytest.raises(SuperbLiteError, match="is broken: 1 samples"):
         pretrain("tiny_hubert", data=speech)
+
+
+def test_a_checkpoint_of_another_plan_is_not_mixed_in(speech, tmp_path):
+    out = tmp_path / "t.safetensors"
+    pretrain("tiny_hubert", out=out, data=speech, plan=PLAN, steps=4)
+    before = out.read_bytes()
+    with pytest.raises(SuperbLiteError, match="t.checkpoint.pt belongs to a run with another plan"):
+        pretrain("tiny_hubert", out=out, data=speech, plan=PLAN)
+    assert out.read_bytes() == before

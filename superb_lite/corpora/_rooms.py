@@ -19,7 +19,7 @@ class Scene:
     """Ranges from which a clip's surroundings are drawn, each (low, high).
 
     Speech and noise levels are drawn independently: a network that normalises loudness can then still
-    hear it, as the distance between voice and noise (trial: this is what keeps angry speech louder).
+    hear it, as the distance between voice and noise (loud speech then stays louder).
     """
 
     speech_db: tuple[float, float] = (-30.0, -18.0)
