@@ -152,6 +152,7 @@ class View:
     black:          True where the mean is worse than the reference's
     place:          0 (last in the column) to 1 (first), see `standing`
     titles:         one per column, with the direction that is better
+    decimals:       one per column
     """
 
     round: int
@@ -161,12 +162,13 @@ class View:
     black: pandas.DataFrame
     place: pandas.DataFrame
     titles: tuple[str, ...]
+    decimals: tuple[int, ...]
 
     def text(self, row: int, column: int) -> str:
         """One cell, such as ``93.1 ± 0.4``."""
         from superb_lite.results import show
 
-        return show(self.means.iloc[row, column], self.spreads.iloc[row, column])
+        return show(self.means.iloc[row, column], self.spreads.iloc[row, column], self.decimals[column])
 
     @property
     def says(self) -> str:
@@ -190,6 +192,7 @@ def view(table: ResultsTable, round: int, reference: str = "fbank") -> View:
         black=table.black(reference, round=round).loc[names].astype(bool),
         place=standing(table, round).loc[names],
         titles=tuple(heading(table, task, metric) for task, metric in means.columns),
+        decimals=tuple(table.metric(task, metric).decimals for task, metric in means.columns),
     )
 
 

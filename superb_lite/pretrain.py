@@ -9,6 +9,7 @@ Command: ``superb-lite pretrain tiny_hubert``. Taught in notebook 01 (pre-train 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,13 +32,15 @@ class Stage:
 
     The units come from the dry voice, the network hears it in a room with noise: what is worth guessing is what
     was said, not where (the idea of WavLM's denoising, arXiv:2110.13900, section III-B). Clips are played between
-    1 / `speed` and `speed` times as fast.
+    1 / `speed` and `speed` times as fast; `warp` and `colour` change the voice as `another_throat` says.
     """
 
     source: str | int
     units: int
     steps: int
     speed: float = 1.0
+    warp: float = 0.0
+    colour: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,31 @@ def play_at(wav: Tensor, speed: float) -> Tensor:
     ]
 
 
+def another_throat(mels: Tensor, warp: float, colour: float, generator: torch.Generator) -> Tensor:
+    """(batch, frames, 80) log-mel energies -> the same words from other throats and through other rooms.
+
+    Frequencies are multiplied by a smooth factor: its logarithm is one number for the clip, of standard deviation
+    `warp`, plus two slow cosines over the mel scale of 0.7 times that, since the formants of two people differ by
+    more than one length. A smooth curve is added: four cosines of `colour` nepers of energy (1 neper is 4.3 dB).
+
+    Source: vocal tract length perturbation, Jaitly and Hinton 2013, with the bends added.
+    """
+    batch, _, bins = mels.shape
+    place = (torch.arange(bins) + 0.5) / bins
+    waves = torch.cos(math.pi * torch.arange(5)[:, None] * place)  # (5, bins), the first is constant
+    bend = torch.tensor([1.0, 0.7, 0.7]) * torch.randn(batch, 3, generator=generator)
+    bottom, top = (1127 * math.log1p(hertz / 700) for hertz in (20, RATE / 2))
+    step = (top - bottom) / (bins + 1)  # the bands of Kaldi: even on the mel scale, 20 Hz to 8 kHz
+    hertz = 700 * torch.expm1((bottom + step * torch.arange(1, bins + 1)) / 1127)
+    where = (1127 * torch.log1p(hertz * torch.exp(warp * bend @ waves[:3]) / 700) - bottom) / step - 1
+    where = where.clamp(0, bins - 1).cummax(1).values.to(mels.device)[:, None]
+    low = where.floor().clamp(max=bins - 2)
+    share, low = where - low, low.long().expand_as(mels)
+    bent = mels.gather(2, low) * (1 - share) + mels.gather(2, low + 1) * share
+    curve = colour * torch.randn(batch, 4, generator=generator) @ waves[1:]
+    return bent + curve.to(mels.device)[:, None]
+
+
 def _save(path: Path, **state) -> None:
     files.write_atomically(path, lambda temporary: torch.save(state, temporary))
 
@@ -213,7 +241,9 @@ def train_stage(
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(step, stage.steps, plan)
-        loss, seen = objective(wavs.to(device), wanted.to(device), generator)
+        pairs, _ = network.feature_extractor(wavs.to(device), None)
+        mels = another_throat(pairs.unflatten(2, (2, 80)).flatten(1, 2), stage.warp, stage.colour, generator)
+        loss, seen = objective(mels.unflatten(1, (-1, 2)).flatten(2), wanted.to(device), generator)
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)

@@ -3,27 +3,27 @@
     store.get -> pad -> (layers, batch, frames, dim) -> Featurizer -> (batch, frames, dim) -> head -> out
     -> task.decode -> {id: prediction} -> task.score -> {metric: value}
 
-A task whose head is affine in the time mean (KS, SID) gets each clip's mean as a single frame; everything else
-is the same code. Training is SUPERB's: Adam, gradient norm clipped, an update with a gradient that is not
-finite skipped, layer weights in the same optimiser, nothing normalised, the best dev score kept.
-Differs: SUPERB's batches are consecutive in a list sorted by length (PR) or random (KS, SID); ours are cut
-from a shuffled list that is sorted by length in stretches, so that little is padded and every epoch differs.
-
+A task whose head is affine in the time mean (KS, SID, IC, ER) gets each clip's mean as a single frame; a task that
+trains nothing (QbE) compares clips in one layer; everything else is the same code. Training is SUPERB's: Adam,
+gradient norm clipped, an update with a gradient that is not finite skipped, layer weights in the same optimiser,
+nothing normalised, the best dev score kept.
 Source: superb/protocol.md section 1. Taught in notebook 02 (freeze, weigh, probe).
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from superb_lite.batches import States, batch_order
 from superb_lite.features import FeatureStore
 from superb_lite.heads import Featurizer
 from superb_lite.tasks import get_task
@@ -40,8 +40,6 @@ from superb_lite.types import (
 )
 from superb_lite.upstreams import load_upstream
 
-BUCKET = 16  # batches in one stretch that is sorted by length
-EVAL_FRAMES = 60_000  # frames in one batch of prediction, padding included
 REPORT_EVERY = 20  # steps between two calls of progress
 
 
@@ -49,10 +47,13 @@ REPORT_EVERY = 20  # steps between two calls of progress
 class Probe:
     """A trained head and the layer weights that go with it. The upstream is not in it: it never learned.
 
-    history: (step, mean training loss since the row before, dev score) at every evaluation
-    dev:     best dev score, of the primary metric; featurizer and head are those of that step
-    skipped: updates left out because the gradient was not finite
-    seconds: training and dev scoring, without extraction
+    history:   (step, mean training loss since the row before, dev score) at every evaluation; in a task that
+               trains nothing (layer, nan, dev score)
+    dev:       best dev score, of the primary metric; featurizer and head are those of that step
+    settings:  what the task chose on dev after training, see Task.settle
+    snapshots: the weights of every evaluation, if the task asks for them
+    skipped:   updates left out because the gradient was not finite
+    seconds:   training and dev scoring, without extraction
     """
 
     task: Task
@@ -61,13 +62,15 @@ class Probe:
     corpus: str
     fold: int
     featurizer: Featurizer
-    head: nn.Module
+    head: nn.Module | None
     recipe: Recipe
     seed: int
     layers: Layers
     classes: tuple[str, ...]
     history: list[tuple[int, float, float]] = field(default_factory=list)
     dev: float = float("nan")
+    settings: dict[str, Any] = field(default_factory=dict)
+    snapshots: list[dict[str, Tensor]] = field(default_factory=list)
     skipped: int = 0
     seconds: float = 0.0
 
@@ -125,16 +128,27 @@ def fit(
     train, dev = view.load("train", fold), view.load("dev", fold)
     for split in (train, dev):
         check_labels(task, split, upstream.stride)
-    data = _States.load(train, task, upstream, layers, store, device, progress)
-    dev_data = _States.load(dev, task, upstream, layers, store, device, progress)
+    # A mean cannot be cropped: a recipe that crops clips of this corpus trains on frames.
+    cropped = recipe.crop_sec is not None and any(clip.seconds > recipe.crop_sec for clip in train.clips)
+    load = functools.partial(
+        States.load, pooled=task.pooled and not cropped, upstream=upstream, layers=layers, store=store, device=device,
+        progress=progress,
+    )  # fmt: skip
+    data, dev_data = (None if task.compare else load(train)), load(dev)
     start = time.perf_counter()
     with _own_randomness(seed, device):
         probe = Probe(
             task=task, upstream=upstream.name, revision=upstream.revision, corpus=corpus, fold=fold,
-            featurizer=Featurizer(upstream.layers, layers).to(device), head=task.head(upstream.dim, train).to(device),
+            featurizer=Featurizer(upstream.layers, layers).to(device),
+            head=None if task.compare else task.head(upstream.dim, train, recipe).to(device),
             recipe=recipe, seed=seed, layers=layers, classes=train.classes,
         )  # fmt: skip
-        _train(probe, data, dev_data, upstream.stride, progress)
+        if task.compare:
+            _choose_layer(probe, dev_data, progress)
+        else:
+            _train(probe, data, dev_data, upstream.stride, progress)
+        if task.settle is not None:
+            probe.settings = task.settle(_predict(probe, dev_data, upstream.stride), dev)
     probe.seconds = time.perf_counter() - start
     return probe
 
@@ -163,11 +177,7 @@ def predict(
             f"({upstream.revision}); pass the upstream it was trained on, or fit a new probe"
         )
     split = _load_split(probe, split)
-    data = _States.load(
-        split, probe.task, upstream, probe.layers, FeatureStore() if store is None else store, device, None
-    )
-    probe.featurizer.to(device)
-    probe.head.to(device)
+    data = _load_states(probe, upstream, split, store, device)
     return _predict(probe, data, upstream.stride)
 
 
@@ -180,13 +190,23 @@ def evaluate(
     device: str = "cpu",
 ) -> dict[str, float]:
     """The probe's scores on a split: {metric: value}, percentages 0..100. Arguments and errors as `predict`."""
-    split = _load_split(probe, split)
-    return score_split(probe.task, predict(probe, upstream, split, store=store, device=device), split)
+    split, upstream = _load_split(probe, split), load_upstream(upstream)
+    predictions = predict(probe, upstream, split, store=store, device=device)
+    extra = {}
+    if probe.task.snapshots:
+        data = _load_states(probe, upstream, split, store, device)
+        extra = _best_snapshot(probe, data, upstream.stride)
+    return score_split(probe.task, predictions, split, extra, **probe.settings)
 
 
-def score_split(task: Task, predictions: Mapping[str, Any], split: Split) -> dict[str, float]:
-    """The task's scores of these predictions, {metric: value}. Raises ContractBroken if a promised one is missing."""
-    scores = task.score(predictions, split)
+def score_split(
+    task: Task, predictions: Mapping[Any, Any], split: Split, extra: Mapping[str, float] | None = None, **settings: Any
+) -> dict[str, float]:
+    """The task's scores of these predictions, {metric: value}; `extra` ones come from elsewhere.
+
+    Raises ContractBroken if a promised metric is missing.
+    """
+    scores = task.score(predictions, split, **settings) | dict(() if extra is None else extra)
     promised = [metric.key for metric in task.metrics]
     if sorted(scores) != sorted(promised):
         raise ContractBroken(
@@ -194,6 +214,14 @@ def score_split(task: Task, predictions: Mapping[str, Any], split: Split) -> dic
             "name them alike in Task.metrics and in what score returns"
         )
     return scores
+
+
+def _primary(task: Task, predictions: Mapping[Any, Any], split: Split) -> float:
+    """The score that decides in training. Raises ContractBroken if the task does not give it."""
+    scores, key = task.score(predictions, split), task.metrics[0].key
+    if key not in scores:
+        raise ContractBroken(f"task {task.key!r} scored {sorted(scores)} but has the metrics {key} and so on")
+    return scores[key]
 
 
 def check_labels(task: Task, split: Split, stride: int) -> None:
@@ -204,34 +232,43 @@ def check_labels(task: Task, split: Split, stride: int) -> None:
     if len(set(ids)) < len(ids):
         twice = next(name for name in ids if ids.count(name) > 1)
         raise ContractBroken(f"two clips of {split.corpus} {split.name} have the id {twice!r}; ids must be unique")
-    frames = torch.tensor([max(1, round(clip.seconds * RATE / stride)) for clip in split.clips])
-    task.encode(split.clips, frames, stride, split)
+    strangers = {name for first, second, _ in split.trials for name in (first, second)} - set(ids)
+    if strangers:
+        raise ContractBroken(f"a trial of {split.corpus} {split.name} names {sorted(strangers)[0]!r}, which is no clip")
+    if task.encode is not None:
+        frames = torch.tensor([max(1, round(clip.seconds * RATE / stride)) for clip in split.clips])
+        task.encode(split.clips, frames, stride, split)
 
 
 # ------------------------------------------------------------------------------------------------- loop
 
 
-def _train(probe: Probe, data: _States, dev: _States, stride: int, progress: Progress | None) -> None:
+def _train(probe: Probe, data: States, dev: States, stride: int, progress: Progress | None) -> None:
     """Fill the probe: train, score on dev every `eval_every` steps, go back to the best."""
     recipe, metric = probe.recipe, probe.task.metrics[0]
     modules = nn.ModuleList([probe.featurizer, probe.head])
-    optimizer = torch.optim.Adam(modules.parameters(), lr=recipe.lr, fused=True)
-    batches = batch_order(data.lengths, recipe.batch, torch.Generator().manual_seed(probe.seed))
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    optimizer = kind(modules.parameters(), lr=recipe.lr, fused=True)
+    generator = torch.Generator().manual_seed(probe.seed)
+    batches = batch_order(data.lengths, recipe.batch, generator)
     best: dict[str, Tensor] | None = None
     losses: list[Tensor] = []
     modules.train()
     for step in range(1, recipe.steps + 1):
-        loss, applied = _step(probe, data, next(batches), stride, optimizer)
+        loss, applied = _step(probe, data, batches, stride, optimizer, generator)
         losses.append(loss)
         probe.skipped += not applied
         if progress is not None and (step % REPORT_EVERY == 0 or step == recipe.steps):
             progress(f"{probe.task.key} on {probe.upstream}", step, recipe.steps)
         if step % recipe.eval_every == 0 or step == recipe.steps:
-            score = score_split(probe.task, _predict(probe, dev, stride), dev.split)[metric.key]
+            score = _primary(probe.task, _predict(probe, dev, stride), dev.split)
             probe.history.append((step, float(torch.stack(losses).mean()), score))
             losses.clear()
+            weights = {name: value.clone() for name, value in modules.state_dict().items()}
+            if probe.task.snapshots:
+                probe.snapshots.append(weights)
             if best is None or metric.better(score, probe.dev):
-                probe.dev, best = score, {name: value.clone() for name, value in modules.state_dict().items()}
+                probe.dev, best = score, weights
             modules.train()
     if best is not None:
         modules.load_state_dict(best)
@@ -239,27 +276,77 @@ def _train(probe: Probe, data: _States, dev: _States, stride: int, progress: Pro
 
 
 def _step(
-    probe: Probe, data: _States, index: Tensor, stride: int, optimizer: torch.optim.Optimizer
-) -> tuple[Tensor, bool]:
-    """One update. Returns the loss, and whether the update was applied."""
-    states, lengths = data.batch(index)
-    clips = [data.split.clips[place] for place in index.tolist()]
-    targets = probe.task.encode(clips, lengths, stride, data.split)
-    targets = tuple(target.to(lengths.device) for target in targets)
-    out = probe.head(_seen(probe, states), lengths)
-    loss = probe.task.loss(probe.head, out, lengths, targets)
+    probe: Probe, data: States, batches: Iterator[Tensor], stride: int, optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> tuple[Tensor, bool]:  # fmt: skip
+    """One update from `accumulate` batches. Returns the mean loss, and whether the update was applied."""
+    recipe, losses = probe.recipe, []
+    crop = None if recipe.crop_sec is None else round(recipe.crop_sec * RATE / stride)
     optimizer.zero_grad(set_to_none=True)
-    loss.backward()
+    for _ in range(recipe.accumulate):
+        index = next(batches)
+        states, lengths = data.batch(index, crop, generator)
+        clips = [data.split.clips[place] for place in index.tolist()]
+        targets = probe.task.encode(clips, lengths, stride, data.split)
+        targets = tuple(target.to(lengths.device) for target in targets)
+        out = probe.head(_seen(probe, states), lengths)
+        loss = probe.task.loss(probe.head, out, lengths, targets) / recipe.accumulate
+        loss.backward()
+        losses.append(loss.detach())
     parameters = optimizer.param_groups[0]["params"]
-    norm = nn.utils.clip_grad_norm_(parameters, probe.recipe.clip_norm)
+    norm = nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
     applied = bool(torch.isfinite(norm))
     if applied:
         optimizer.step()
-    return loss.detach(), applied
+    return torch.stack(losses).sum(), applied
 
 
-def _predict(probe: Probe, data: _States, stride: int) -> dict[str, Any]:
-    """{clip id: prediction}, in the order of the split."""
+def _choose_layer(probe: Probe, dev: States, progress: Progress | None) -> None:
+    """For a task that trains nothing: the last layer, or the best one on dev (one weight is 1, the others 0)."""
+    metric = probe.task.metrics[0]
+    if probe.featurizer.scores is None:
+        score = _primary(probe.task, _compare(probe, dev, -1), dev.split)
+        probe.history, probe.dev = [(probe.featurizer.layers - 1, float("nan"), score)], score
+        return
+    best = 0
+    for layer in range(probe.featurizer.layers):
+        score = _primary(probe.task, _compare(probe, dev, layer), dev.split)
+        probe.history.append((layer, float("nan"), score))
+        if layer == 0 or metric.better(score, probe.dev):
+            probe.dev, best = score, layer
+        if progress is not None:
+            progress(f"{probe.task.key} on {probe.upstream}", layer + 1, probe.featurizer.layers)
+    with torch.no_grad():
+        probe.featurizer.scores.fill_(float("-inf"))
+        probe.featurizer.scores[best] = 0.0
+
+
+def _compare(probe: Probe, data: States, layer: int) -> dict[tuple[str, str], float]:
+    """All pairs of a split, compared in one layer."""
+    features = {
+        clip.id: torch.from_numpy(np.asarray(array[layer], dtype=np.float32)).to(data.device)
+        for clip, array in zip(data.split.clips, data.arrays, strict=True)
+    }
+    return probe.task.compare(features, data.split)
+
+
+def _best_snapshot(probe: Probe, data: States, stride: int) -> dict[str, float]:
+    """{"<metric>_published": the best score on this split of any evaluated head}: chosen where it is reported."""
+    metric = probe.task.metrics[0]
+    modules = nn.ModuleList([probe.featurizer, probe.head])
+    kept = {name: value.clone() for name, value in modules.state_dict().items()}
+    found: list[float] = []
+    for weights in probe.snapshots:
+        modules.load_state_dict(weights)
+        found.append(_primary(probe.task, _predict(probe, data, stride), data.split))
+    modules.load_state_dict(kept)
+    return {f"{metric.key}_published": max(found) if metric.higher_is_better else min(found)}
+
+
+def _predict(probe: Probe, data: States, stride: int) -> dict[Any, Any]:
+    """{clip id: prediction}, in the order of the split; {(id, id): score} where clips are compared."""
+    if probe.task.compare is not None:
+        return _compare(probe, data, -1 if probe.layers == "last" else int(np.argmax(probe.layer_weights)))
     found: dict[str, Any] = {}
     probe.featurizer.eval()
     probe.head.eval()
@@ -278,25 +365,6 @@ def _seen(probe: Probe, states: Tensor) -> Tensor:
     return states[-1] if probe.layers == "last" else probe.featurizer(states)
 
 
-def batch_order(lengths: Tensor, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Endless batches of clip numbers, every clip at most once per epoch.
-
-    Each epoch: shuffle; sort stretches of `BUCKET` batches by length, so that batch mates are similar and little
-    is padded; cut into batches; shuffle the batches. What does not fill a batch is left out of this epoch.
-
-    Args:
-        lengths: (clips,) frames of each clip; all equal (means) makes the sort do nothing
-    """
-    count = len(lengths)
-    batch = min(batch, count)
-    lengths = lengths.cpu()
-    while True:
-        order = torch.randperm(count, generator=generator)
-        stretches = [part[lengths[part].argsort(stable=True)] for part in order.split(BUCKET * batch)]
-        batches = torch.cat(stretches)[: count // batch * batch].view(-1, batch)
-        yield from batches[torch.randperm(len(batches), generator=generator)]
-
-
 @contextmanager
 def _own_randomness(seed: int, device: str) -> Iterator[None]:
     """Inside, torch's global generator starts at `seed` (first weights, dropout); outside, nothing has changed."""
@@ -309,60 +377,15 @@ def _own_randomness(seed: int, device: str) -> Iterator[None]:
         yield
 
 
-# ------------------------------------------------------------------------------------------------- data
-
-
-@dataclass
-class _States:
-    """Stored states of a split (only the last layer for ``"last"``), ready to be cut into batches.
-
-    lengths: (clips,) valid frames. whole: (layers, clips, 1, dim) on the device if every clip is one frame (means),
-    else None, and batches are padded from the arrays, which are views into files.
-    """
-
-    split: Split
-    arrays: Sequence[np.ndarray]
-    lengths: Tensor
-    device: str
-    whole: Tensor | None
-
-    @classmethod
-    def load(
-        cls, split: Split, task: Task, upstream: Upstream, layers: Layers, store: FeatureStore, device: str,
-        progress: Progress | None,
-    ) -> _States:  # fmt: skip
-        """Fetch (and extract, if missing) what the head is going to see."""
-        arrays = store.get(upstream, split.clips, pooled=task.pooled, device=device, progress=progress)
-        if layers == "last":
-            arrays = [array[-1:] for array in arrays]  # the others are not read from disk at all
-        lengths = torch.tensor([array.shape[1] for array in arrays])
-        whole = None
-        if task.pooled:
-            whole = torch.from_numpy(np.stack(arrays, axis=1).astype(np.float32)).to(device)
-        return cls(split, arrays, lengths, device, whole)
-
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(layers, batch, frames, dim) float32, zero where padded, and (batch,) lengths, both on the device."""
-        lengths = self.lengths[index]
-        if self.whole is not None:
-            return self.whole.index_select(1, index.to(self.device)), lengths.to(self.device)
-        arrays = [self.arrays[place] for place in index.tolist()]
-        layers, _, dim = arrays[0].shape
-        padded = np.zeros((layers, len(arrays), int(lengths.max()), dim), dtype=arrays[0].dtype)
-        for place, array in enumerate(arrays):
-            padded[:, place, : array.shape[1]] = array
-        return torch.from_numpy(padded).to(self.device).float(), lengths.to(self.device)
-
-    def eval_batches(self) -> Iterator[Tensor]:
-        """Every clip once, the shortest first, in batches of bounded size."""
-        order = self.lengths.argsort(stable=True)
-        batch: list[int] = []
-        for place in order.tolist():
-            if batch and (len(batch) + 1) * int(self.lengths[place]) > EVAL_FRAMES:
-                yield torch.tensor(batch)
-                batch = []
-            batch.append(place)
-        yield torch.tensor(batch)
+def _load_states(
+    probe: Probe, upstream: Upstream, split: Split, store: FeatureStore | None, device: str
+) -> States:
+    """What the probe's head sees of a split; featurizer and head go to the same device."""
+    probe.featurizer.to(device)
+    if probe.head is not None:
+        probe.head.to(device)
+    store = FeatureStore() if store is None else store
+    return States.load(split, probe.task.pooled, upstream, probe.layers, store, device)
 
 
 def _load_split(probe: Probe, split: str | Split) -> Split:
@@ -379,13 +402,14 @@ def _load_split(probe: Probe, split: str | Split) -> Split:
 
 
 def shuffled_labels(split: Split, seed: int = 0) -> Split:
-    """The same audio with the labels dealt out anew: what a head learns from these is chance.
+    """The same audio with labels and the answers to trials dealt out anew: what is learned from these is chance.
 
     Used by the contract tests, and by notebook 02 to show what chance looks like.
     """
-    from dataclasses import replace
-
-    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed)).tolist()
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(split), generator=generator).tolist()
     labels: list[Mapping[str, Any]] = [split.clips[place].labels for place in order]
     clips = tuple(replace(clip, labels=label) for clip, label in zip(split.clips, labels, strict=True))
-    return replace(split, clips=clips)
+    answers = [split.trials[place][2] for place in torch.randperm(len(split.trials), generator=generator).tolist()]
+    trials = tuple((first, second, same) for (first, second, _), same in zip(split.trials, answers, strict=True))
+    return replace(split, clips=clips, trials=trials)

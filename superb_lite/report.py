@@ -56,7 +56,7 @@ def caveats(table: ResultsTable, *, reference: str = "fbank") -> list[str]:
     """What in this table must not be compared, or not without a word: one sentence each, none if all is fair.
 
     Columns whose numbers were measured on different data, weights of different revisions under one name, heads
-    trained with different recipes, rounds without the reference, cells with unequal numbers of seeds, holes.
+    trained with different or quick recipes, rounds without the reference, cells with unequal numbers of seeds, holes.
 
     Example: ``caveats(ResultsTable(ResultsFile("results.jsonl").rows()))``; used in notebook 16.
     """
@@ -68,6 +68,8 @@ def caveats(table: ResultsTable, *, reference: str = "fbank") -> list[str]:
         *_mixed(scores, "column", _column, "recipes", lambda score: f"{score.recipe}, lr {score.lr:g}"),
         *_mixed(scores, "column", _column, "versions of superb_lite", lambda score: score.version),
     ]
+    if any(score.recipe.startswith("quick ") for score in scores):
+        found.append("quick recipes: a fifth of the steps, a first look and not a result")
     for number in rounds_of(table):
         found += _holes(table, number, reference)
     return found
@@ -325,7 +327,7 @@ def origin(score: Score) -> str:
     weights = " ".join(f"{weight:.2f}" for weight in score.layer_weights)
     fold = f", fold {score.fold}" if score.fold else ""
     return (
-        f"seed {score.seed}{fold}: {score.value:.2f} on {score.clips} clips; lr {score.lr:g}, recipe {score.recipe}; "
+        f"seed {score.seed}{fold}: {score.value:.4g} on {score.clips} clips; lr {score.lr:g}, recipe {score.recipe}; "
         f"layer weights {weights}; weights {score.revision}, data {score.corpus} {score.data_hash}; "
         f"{score.seconds:.1f} s on {score.device}"
     )

@@ -229,7 +229,11 @@ class ResultsTable:
     def _columns(self) -> pandas.MultiIndex:
         import pandas
 
-        found = dict.fromkeys((score.task, score.metric) for score in self._counting(None))
+        found = dict.fromkeys(
+            (score.task, score.metric)
+            for score in self._counting(None)
+            if self.metric(score.task, score.metric).in_table
+        )
         place = {key: number for number, key in enumerate(TASK_ORDER)}
         ordered = sorted(found, key=lambda column: place.get(column[0], len(place)))
         return pandas.MultiIndex.from_tuples(ordered, names=["task", "metric"])
@@ -252,6 +256,8 @@ class ResultsTable:
         """(row, column) -> seed -> fold -> value; a later row replaces an earlier one of the same origin."""
         cells: dict[tuple[Any, tuple[str, str]], dict[int, dict[int, float]]] = {}
         for score in self._counting(round):
+            if not self.metric(score.task, score.metric).in_table:
+                continue
             row = score.upstream if round is not None else (score.round, score.upstream)
             by_seed = cells.setdefault((row, (score.task, score.metric)), {})
             by_seed.setdefault(score.seed, {})[score.fold] = score.value
@@ -269,7 +275,7 @@ class ResultsTable:
         for name in means.index:
             cells = "".join(
                 f'<td{_PAINT if black.loc[name, column] else ""}>'
-                f"{escape(show(means.loc[name, column], spreads.loc[name, column]))}</td>"
+                f"{escape(show(means.loc[name, column], spreads.loc[name, column], self.metric(*column).decimals))}</td>"
                 for column in means.columns
             )
             lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
@@ -282,8 +288,8 @@ class ResultsTable:
 _PAINT = ' style="background:#000;color:#fff"'
 
 
-def show(mean: float, spread: float) -> str:
+def show(mean: float, spread: float, decimals: int = 1) -> str:
     """One cell as text: ``93.1``, or ``93.1 ± 0.4`` over several seeds, or a dash where there is no score."""
     if mean != mean:  # NaN
         return "–"
-    return f"{mean:.1f}" if spread != spread else f"{mean:.1f} ± {spread:.1f}"
+    return f"{mean:.{decimals}f}" if spread != spread else f"{mean:.{decimals}f} ± {spread:.{decimals}f}"

@@ -69,6 +69,12 @@ def get_round(round: int | Round) -> Round:
     raise UnknownName.among("round", str(round), [str(known.number) for known in ROUNDS])
 
 
+def quick(task: Task, recipe: Recipe) -> Recipe:
+    """A fifth of the steps, for a first look; the rows say ``quick``, and must not be compared with others."""
+    steps = max(1, recipe.steps // 5)
+    return replace(recipe, name="quick", steps=steps, eval_every=max(1, steps // 2))
+
+
 # ------------------------------------------------------------------------------------------------- plan
 
 
@@ -95,13 +101,13 @@ class Job:
 
 
 def plan_events(tasks: Iterable[str | Task], corpus: str, adjust: Adjust | None = None) -> list[Event]:
-    """Load and check the data of all tasks, quick tasks (those on means) first.
+    """Load and check the data of all tasks, the quick ones first, so that the table starts to fill at once.
 
     Raises:
         UnknownName, CorpusMissing, LabelMissing: before anything is computed.
     """
     events = []
-    for task in sorted(map(get_task, tasks), key=lambda task: not task.pooled):
+    for task in map(get_task, tasks):
         view = task.corpus(corpus)
         recipe = view.recipe if adjust is None else adjust(task, view.recipe)
         once = replace(task, corpora={corpus: Corpus(functools.cache(view.load), recipe)})
@@ -112,7 +118,18 @@ def plan_events(tasks: Iterable[str | Task], corpus: str, adjust: Adjust | None 
             digest = hashlib.sha256("|".join(split.data_hash for split in splits).encode()).hexdigest()[:12]
             clips = tuple(clip for split in splits for clip in split.clips)
             events.append(Event(once, corpus, fold, recipe, digest, clips, len(splits[-1])))
-    return events
+    return sorted(events, key=_effort)
+
+
+def _effort(event: Event) -> float:
+    """What an event costs, roughly: seconds of audio to extract and, unless the head sees only means, to train on."""
+    extract = sum(clip.seconds for clip in event.clips)
+    if event.task.pooled:
+        return extract
+    if event.task.compare is not None:
+        return 10 * extract
+    typical = extract / len(event.clips)
+    return 10 * extract + event.recipe.steps * event.recipe.accumulate * event.recipe.batch * typical
 
 
 def plan_jobs(upstream: Upstream, events: Sequence[Event], rounds: Sequence[Round], seeds: Sequence[int]) -> list[Job]:
@@ -180,13 +197,13 @@ def olympics(
     """Run the competition. Every row is on the disk at once; run it again after a kill and it goes on.
 
     Args:
-        upstreams, tasks: keys or objects; the usual four and all tasks unless given
+        upstreams, tasks: keys or objects; the usual four and all tasks that the corpus has unless given
         seeds: how many (0, 1, ...), or which
         out: folder of ``results.jsonl``; rows in it of the same origin are not computed again
         progress: called as (what, done, all): ``"olympics"`` counts cells of the table (per seed and fold),
             other names what is being done for the next one
         on_score: called with every row of the table when it is known, also with those that were there before
-        adjust: changes recipes, as in ``lambda task, recipe: replace(recipe, name="quick", steps=100)``
+        adjust: changes recipes, as `quick` does
 
     Raises:
         SuperbLiteError: round 3 is asked for; other rounds need no fine-tuning.
@@ -202,7 +219,9 @@ def olympics(
                 f"{round.name} ({round.title}) cannot be run: this version keeps every upstream frozen; "
                 "ask for rounds 1 and 2"
             )
-    events = plan_events(list_tasks() if tasks is None else tasks, corpus, adjust)
+    if tasks is None:
+        tasks = [key for key in list_tasks() if corpus in get_task(key).corpora]
+    events = plan_events(tasks, corpus, adjust)
     contestants = DEFAULT_UPSTREAMS if upstreams is None else tuple(upstreams)
     for name in contestants:
         if isinstance(name, str):
@@ -230,11 +249,12 @@ class _Games:
         self.done = self.total = 0
 
     def run(self, upstream: Upstream, jobs: Sequence[Job]) -> None:
-        """All jobs of one upstream: extract what they need, once, then train head by head."""
+        """All jobs of one upstream, head by head; each clip goes through the upstream once, when it is first needed."""
         pending = [job for job in jobs if self._missing(job, upstream)]
-        self._extract(upstream, pending)
+        framed = {clip.key for job in pending if not job.event.task.pooled for clip in job.event.clips}
         for job in jobs:
             if self._missing(job, upstream):
+                self._extract(upstream, job.event.clips, framed)
                 self._train(job, upstream)
             for blank in blank_scores(job, upstream, self.device):
                 score = self.known[origin(blank)]
@@ -247,12 +267,12 @@ class _Games:
     def _missing(self, job: Job, upstream: Upstream) -> list[Score]:
         return [blank for blank in blank_scores(job, upstream, self.device) if origin(blank) not in self.known]
 
-    def _extract(self, upstream: Upstream, jobs: Sequence[Job]) -> None:
-        """Each clip through the upstream once. Frames come with their means, so frames first."""
+    def _extract(self, upstream: Upstream, clips: Sequence[Clip], framed: set[str]) -> None:
+        """Fill the store: with frames for clips that any event needs them of (means come along), else with means."""
         for pooled in (False, True):
-            clips = [clip for job in jobs if job.event.task.pooled is pooled for clip in job.event.clips]
-            if clips:
-                self.store.extract(upstream, clips, pooled=pooled, device=self.device, progress=self.progress)
+            chosen = [clip for clip in clips if (clip.key in framed) is not pooled]
+            if chosen:
+                self.store.extract(upstream, chosen, pooled=pooled, device=self.device, progress=self.progress)
 
     def _train(self, job: Job, upstream: Upstream) -> None:
         event = job.event

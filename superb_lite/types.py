@@ -69,6 +69,16 @@ class UnknownName(SuperbLiteError, LookupError):
 
 
 @dataclass(frozen=True)
+class Part:
+    """A recording that sounds inside a longer clip: which one, from when on (seconds), and how much louder (dB)."""
+
+    audio: str
+    digest: str
+    start: float
+    gain_db: float = 0.0
+
+
+@dataclass(frozen=True)
 class Clip:
     """One piece of audio and all that is known about it.
 
@@ -76,6 +86,10 @@ class Clip:
     SHA-256 (hex) of the stored bytes. `gain_db` is applied when the clip is read (SUPERB turns some
     tasks down by 3 dB). `labels` holds whatever the corpus knows: ``text``, ``phones`` as
     ``[[phone, start_sec, end_sec], ...]``, ``speaker``, ``keyword`` ...
+
+    A mixture (two speakers, a long document) is no file: it is the sum of its `parts`, made when it is
+    loaded, `seconds` long, with white noise at `noise_db` dBFS (None: none). Its `audio` is its name, its
+    `digest` that of the recipe; `superb_lite.audio.mixture` makes one.
     """
 
     id: str
@@ -84,6 +98,8 @@ class Clip:
     digest: str
     labels: Mapping[str, Any] = field(default_factory=dict)
     gain_db: float = 0.0
+    parts: tuple[Part, ...] = ()
+    noise_db: float | None = None
 
     @property
     def key(self) -> str:
@@ -100,13 +116,18 @@ class Clip:
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a corpus, seen by one task: `name` is train, dev or test; `classes` is the task's vocabulary."""
+    """Part of a corpus, seen by one task: `name` is train, dev or test; `classes` is the task's vocabulary.
+
+    `trials` are the pairs that ASV and QbE compare: (id of one clip, id of the other, True if they belong
+    together). In QbE the first is the query, the second the document.
+    """
 
     corpus: str
     name: str
     clips: tuple[Clip, ...]
     classes: tuple[str, ...]
     fold: int = 0
+    trials: tuple[tuple[str, str, bool], ...] = ()
 
     def __len__(self) -> int:
         return len(self.clips)
@@ -121,6 +142,8 @@ class Split:
         digest = hashlib.sha256(repr(self.classes).encode())
         for clip in self.clips:
             digest.update(repr((clip.id, clip.key, sorted(clip.labels.items()))).encode())
+        if self.trials:
+            digest.update(repr(self.trials).encode())
         return digest.hexdigest()[:12]
 
 
@@ -187,11 +210,17 @@ class Card:
 
 @dataclass(frozen=True)
 class Metric:
-    """A score's name and direction. Percentages are 0..100, MTWV is 0..1."""
+    """A score's name and direction. Percentages are 0..100, MTWV is 0..1.
+
+    in_table: False for a score that is kept in the results but has no column of its own (``*_published``)
+    decimals: how many are shown
+    """
 
     key: str
     title: str
     higher_is_better: bool
+    in_table: bool = True
+    decimals: int = 1
 
     def better(self, a: float, b: float) -> bool:
         """True if score `a` is strictly better than score `b`."""
@@ -202,9 +231,10 @@ class Metric:
 class Recipe:
     """How a head is trained. Change one with ``dataclasses.replace(recipe, lr=1e-3)``.
 
-    `steps` counts optimiser updates of `batch` clips; `clip_norm` is the global gradient-norm bound;
-    every `eval_every` steps the head is scored on dev and the best one is kept; a recipe shorter
-    than that is scored once, at its end.
+    `steps` counts optimiser updates; each sees `accumulate` batches of `batch` clips. `clip_norm` is the global
+    gradient-norm bound; every `eval_every` steps the head is scored on dev and the best one is kept; a recipe
+    shorter than that is scored once, at its end. `crop_sec` cuts longer training clips to a random stretch.
+    `sizes` holds what the task's head asks for (hidden units, layers, dropout ...).
     """
 
     name: str
@@ -213,6 +243,10 @@ class Recipe:
     lr: float
     eval_every: int
     clip_norm: float = 1.0
+    accumulate: int = 1
+    optimizer: Literal["adam", "adamw"] = "adam"
+    crop_sec: float | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -227,13 +261,26 @@ class Corpus:
 class Task:
     """One event of the decathlon: a record of functions. Frames exist only between encode and decode.
 
-    pooled:  the head is affine in the time mean, so it may train on per-layer means (frames = 1)
-    encode:  (clips, lengths, stride, split) -> targets, a tuple of tensors
-    head:    (dim, split) -> module; called as head(x, lengths) with x (batch, frames, dim)
-    loss:    (head, out, lengths, targets) -> scalar tensor
-    decode:  (out, lengths, stride, split) -> list with one prediction per clip
-    score:   ({clip id: prediction}, split) -> {metric key: value}; the first metric is the primary one
-    toy:     (split name, fold) -> Split of a few seconds of generated audio, for the contract tests
+    published: SUPERB's own recipe, to the letter; the corpora here have smaller ones
+    pooled:    the head is affine in the time mean, so it may train on per-layer means (frames = 1)
+    score:     ({clip id: prediction}, split, **settings) -> {metric key: value}; the first metric is the primary one
+    toy:       (split name, fold) -> Split of a few seconds of generated audio, for the contract tests
+
+    A task that trains a head has
+
+    encode:    (clips, lengths, stride, split) -> targets, a tuple of tensors
+    head:      (dim, split, recipe) -> module; called as head(x, lengths) with x (batch, frames, dim)
+    loss:      (head, out, lengths, targets) -> scalar tensor
+    decode:    (out, lengths, stride, split) -> list with one prediction per clip
+    settle:    ({clip id: prediction} on dev, dev split) -> settings: what is chosen on dev after training (a threshold)
+               and passed on to `score`; None if there is nothing to choose
+    snapshots: evaluation also tries the head of every dev scoring on the split itself and reports the best as
+               ``<metric>_published``, because SUPERB does so (ASV); the row without the suffix never does
+
+    A task that trains nothing (QbE) has `compare` in their place
+
+    compare:   (features, split) -> {(id, id): score}; features maps clip ids to (frames, dim) float32 of one layer.
+               The layer is the last one in round 1, in round 2 the best one on dev.
     """
 
     key: str
@@ -241,13 +288,17 @@ class Task:
     domain: str  # content, speaker, semantics or paralinguistics
     metrics: tuple[Metric, ...]
     corpora: Mapping[str, Corpus]
-    pooled: bool
-    encode: Callable[[Sequence[Clip], Tensor, int, Split], tuple[Tensor, ...]]
-    head: Callable[[int, Split], nn.Module]
-    loss: Callable[[nn.Module, Tensor, Tensor, tuple[Tensor, ...]], Tensor]
-    decode: Callable[[Tensor, Tensor, int, Split], list[Any]]
-    score: Callable[[Mapping[str, Any], Split], dict[str, float]]
+    score: Callable[..., dict[str, float]]
     toy: Callable[[str, int], Split]
+    published: Recipe
+    pooled: bool = False
+    encode: Callable[[Sequence[Clip], Tensor, int, Split], tuple[Tensor, ...]] | None = None
+    head: Callable[[int, Split, Recipe], nn.Module] | None = None
+    loss: Callable[[nn.Module, Tensor, Tensor, tuple[Tensor, ...]], Tensor] | None = None
+    decode: Callable[[Tensor, Tensor, int, Split], list[Any]] | None = None
+    settle: Callable[[Mapping[str, Any], Split], dict[str, Any]] | None = None
+    snapshots: bool = False
+    compare: Callable[[Mapping[str, Any], Split], dict[tuple[str, str], float]] | None = None
     folds: int = 1
 
     def corpus(self, key: str) -> Corpus:

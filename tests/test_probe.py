@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from superb_lite import probe as probe_module
+from superb_lite import batches
+from superb_lite.batches import batch_order
 from superb_lite.features import FeatureStore
 from superb_lite.heads import Featurizer
-from superb_lite.probe import batch_order, evaluate, fit, predict, shuffled_labels
+from superb_lite.probe import evaluate, fit, predict, shuffled_labels
 from superb_lite.tasks import get_task
 from superb_lite.testing import TOY_RECIPE, TinyUpstream
 from superb_lite.types import ContractBroken, Corpus, Hidden, LabelMissing, Recipe, UnknownName
@@ -53,7 +54,7 @@ def test_training_on_means_is_training_on_frames(key):
     task = get_task(key)
     split = task.toy("train", 0)
     generator = torch.Generator().manual_seed(0)
-    head = task.head(24, split).double()
+    head = task.head(24, split, task.published).double()
     featurizer = Featurizer(3, "sum").double()
     featurizer.scores.data.copy_(torch.tensor([0.3, -0.7, 0.1]))
     lengths = torch.tensor([30, 1, 17, 8])
@@ -192,7 +193,7 @@ def test_batches_cover_an_epoch_once_and_hold_similar_lengths():
 def test_batch_mates_do_not_change_a_prediction(store, monkeypatch):
     probe = train(toy("pr"), store)
     together = predict(probe, TinyUpstream(), store=store)
-    monkeypatch.setattr(probe_module, "EVAL_FRAMES", 1)
+    monkeypatch.setattr(batches, "EVAL_FRAMES", 1)
     assert predict(probe, TinyUpstream(), store=store) == together
     assert list(together) == [clip.id for clip in get_task("pr").toy("test", 0).clips]
 

@@ -22,7 +22,7 @@ LEVELS = {
     **dict.fromkeys(["audio", "files", "text", "metrics", "losses", "heads"], 1),
     **dict.fromkeys(["corpora", "upstreams"], 2),
     **dict.fromkeys(["features", "tasks"], 3),
-    **dict.fromkeys(["probe", "pretrain", "results"], 4),
+    **dict.fromkeys(["batches", "probe", "pretrain", "results"], 4),
     **dict.fromkeys(["rounds"], 5),
     **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli"], 6),
     **dict.fromkeys(["__init__", "__main__"], 7),

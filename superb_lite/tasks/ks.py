@@ -20,7 +20,8 @@ from superb_lite.types import Clip, Corpus, Metric, Recipe, Split, Task
 
 LABEL = "keyword"
 
-# SUPERB: 200,000 steps x 32 clips, Adam 1e-4, dev every 5,000. A two-hundredth of the steps, so 50 times the lr.
+SUPERB = Recipe("superb", steps=200_000, batch=32, lr=1e-4, eval_every=5_000)
+# A two-hundredth of the steps, so 50 times the lr.
 MINI = Recipe("mini", steps=1000, batch=32, lr=5e-3, eval_every=100)
 DIGITS = Recipe("digits", steps=1000, batch=32, lr=5e-3, eval_every=100)
 
@@ -32,7 +33,7 @@ def encode(clips: Sequence[Clip], lengths: Tensor, stride: int, split: Split) ->
     return (class_numbers(clips, LABEL, split),)
 
 
-def head(dim: int, split: Split) -> MeanPoolLinear:
+def head(dim: int, split: Split, recipe: Recipe) -> MeanPoolLinear:
     """SUPERB's utterance head: linear to 256, mean over valid frames, linear to the classes."""
     return MeanPoolLinear(dim, len(split.classes))
 
@@ -63,4 +64,5 @@ TASK = Task(
     decode=best_class,
     score=score,
     toy=toy,
+    published=SUPERB,
 )

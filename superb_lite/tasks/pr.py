@@ -26,7 +26,8 @@ from superb_lite.types import RATE, Clip, Corpus, Metric, Recipe, Split, Task
 
 LABEL = "phones"
 
-# SUPERB: 100,000 steps x 32 clips, Adam 1e-2, dev every 1,000. A hundredth of the steps, half the batch and lr.
+SUPERB = Recipe("superb", steps=100_000, batch=16, accumulate=2, lr=1e-2, eval_every=1_000)
+# A hundredth of the steps, half the clips in each, half the lr.
 MINI = Recipe("mini", steps=1000, batch=16, lr=5e-3, eval_every=200)
 DIGITS = Recipe("digits", steps=1000, batch=16, lr=5e-3, eval_every=200)
 
@@ -57,7 +58,7 @@ def spoken(clip: Clip) -> list[str]:
     return [phone for phone, _, _ in clip.label(LABEL)]
 
 
-def head(dim: int, split: Split) -> FrameLinear:
+def head(dim: int, split: Split, recipe: Recipe) -> FrameLinear:
     """SUPERB's frame head: linear to 256, linear to the vocabulary."""
     return FrameLinear(dim, len(split.classes))
 
@@ -116,4 +117,5 @@ TASK = Task(
     decode=decode,
     score=score,
     toy=toy,
+    published=SUPERB,
 )

@@ -63,11 +63,9 @@ def tiny_network(dim: int = 128, blocks: int = 4) -> torchaudio.models.Wav2Vec2M
     return network
 
 
-def project(network: nn.Module, wavs: Tensor, samples: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Waveforms (batch, samples) -> frames as the transformer gets them, attention mask, valid frames."""
-    features, frames = network.feature_extractor(wavs, samples)
-    x, mask = network.encoder._preprocess(features, frames)
-    return x, mask, frames
+def project(network: nn.Module, features: Tensor, frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Frames of the front end (batch, frames, 160), valid ones -> frames for the transformer, attention mask."""
+    return network.encoder._preprocess(features, frames)
 
 
 def blocks(network: nn.Module, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
@@ -94,7 +92,8 @@ class Hubert(Frozen):
         self.freeze()
 
     def hidden(self, wavs: Tensor, samples: Tensor) -> Hidden:
-        x, mask, frames = project(self.network, wavs, samples)
+        features, frames = self.network.feature_extractor(wavs, samples)
+        x, mask = project(self.network, features, frames)
         return Hidden(torch.stack(blocks(self.network, x, mask)), frames)
 
 
@@ -126,9 +125,9 @@ class MaskedUnits(nn.Module):
         earlier = nn.functional.pad(starts.float(), (self.span - 1, 0))
         return nn.functional.max_pool1d(earlier[:, None], self.span, stride=1)[:, 0] > 0
 
-    def forward(self, wavs: Tensor, units: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """wavs: (batch, samples) of equal length; units: (batch, frames) int64. Returns the loss and what to log."""
-        x, _, _ = project(self.network, wavs, None)
+    def forward(self, features: Tensor, units: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """features: (batch, frames, 160) of the front end; units: (batch, frames). Returns the loss and what to log."""
+        x, _ = project(self.network, features, None)
         hide = self.mask(x.shape[0], x.shape[1], generator).to(x.device)
         x = torch.where(hide[..., None], self.hidden_frame, x)
         logits = self.guess(blocks(self.network, x)[-1])
