@@ -16,7 +16,7 @@ from superb_lite.heads import Featurizer
 from superb_lite.probe import evaluate, fit, predict, shuffled_labels
 from superb_lite.tasks import get_task
 from superb_lite.testing import TOY_RECIPE, TinyUpstream
-from superb_lite.types import ContractBroken, Corpus, Hidden, LabelMissing, Recipe, UnknownName
+from superb_lite.types import ContractBroken, Corpus, Hidden, LabelMissing, Metric, Recipe, UnknownName
 
 SHORT = replace(TOY_RECIPE, steps=40, eval_every=20)
 
@@ -346,3 +346,99 @@ def test_repr_is_one_short_line(store):
     assert repr(probe).startswith("<Probe: ks on tiny (sum), corpus toy, seed 0, dev acc ")
     assert probe.seconds > 0
     assert isinstance(probe.recipe, Recipe)
+
+
+# ---------------------------------------------------------------------------- recipes and tasks of other kinds
+
+
+def test_accumulating_is_a_larger_batch(store):
+    """With every clip in one update, two half batches give the same gradient as one whole batch."""
+    task = toy("ks")
+    clips = len(task.corpora["toy"].load("train", 0))
+    whole = replace(SHORT, steps=1, batch=clips, lr=0.1, eval_every=1, optimizer="adamw", clip_norm=1e9)
+    halves = replace(whole, batch=clips // 2, accumulate=2)
+    heads = [fit(task, TinyUpstream(), corpus="toy", recipe=r, store=store).head for r in (whole, halves)]
+    one, two = (torch.cat([weight.flatten() for weight in head.parameters()]) for head in heads)
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_cropping_trains_on_stretches_of_frames(store, monkeypatch):
+    task, seen = toy("ks"), []
+
+    def loss(head, out, lengths, targets):
+        seen.append(int(lengths.max()))
+        return get_task("ks").loss(head, out, lengths, targets)
+
+    recipe = replace(SHORT, steps=4, eval_every=4, crop_sec=0.1)
+    fit(replace(task, loss=loss), TinyUpstream(), corpus="toy", recipe=recipe, store=store)
+    assert set(seen) == {5}, "0.1 s is five frames of 20 ms, although KS could train on means"
+    seen.clear()
+    fit(replace(task, loss=loss), TinyUpstream(), corpus="toy", recipe=replace(recipe, crop_sec=60.0), store=store)
+    assert set(seen) == {1}, "no clip is longer than a minute: means"
+
+
+def test_what_is_chosen_on_dev_reaches_the_score_on_test(store):
+    def settle(predictions, split):
+        assert split.name == "dev" and set(predictions) == {clip.id for clip in split.clips}
+        return {"bonus": 1000.0}
+
+    def score(predictions, split, bonus=0.0):
+        return {"acc": get_task("ks").score(predictions, split)["acc"] + bonus}
+
+    task = replace(toy("ks"), settle=settle, score=score)
+    probe = fit(task, TinyUpstream(), corpus="toy", store=store)
+    assert probe.settings == {"bonus": 1000.0} and probe.dev <= 100
+    assert evaluate(probe, TinyUpstream(), store=store)["acc"] >= 1000
+
+
+def test_snapshots_report_the_best_head_on_the_split_itself(store):
+    metrics = (*get_task("ks").metrics, Metric("acc_published", "best of all heads", True, in_table=False))
+    task = replace(toy("ks"), snapshots=True, metrics=metrics)
+    probe = fit(task, TinyUpstream(), corpus="toy", recipe=replace(SHORT, eval_every=5), store=store)
+    assert len(probe.snapshots) == len(probe.history) == SHORT.steps // 5
+    before = {name: weight.clone() for name, weight in probe.head.state_dict().items()}
+    scores = evaluate(probe, TinyUpstream(), store=store)
+    assert scores["acc_published"] >= scores["acc"]
+    assert all(torch.equal(weight, before[name]) for name, weight in probe.head.state_dict().items())
+
+
+def test_a_task_without_a_head_chooses_its_layer_on_dev(store):
+    """Layer 1 holds the answer on dev; layer 2 would be better on test, and must not be taken."""
+
+    def load(name, fold):
+        split = get_task("ks").toy(name, fold)
+        first, second = split.clips[0].id, split.clips[1].id
+        return replace(split, trials=((first, second, True),))
+
+    def compare(features, split):
+        sizes = {key: float(value.square().sum()) for key, value in features.items()}
+        return {(first, second): sizes[first] for first, second, _ in split.trials}
+
+    def score(predictions, split):
+        (value,) = predictions.values()
+        return {"acc": -abs(value - wanted[split.name])}
+
+    arrays = {
+        name: store.get(TinyUpstream(), load(name, 0).clips[:1], pooled=False)[0].astype(np.float32)
+        for name in ("dev", "test")
+    }
+    wanted = {name: float(np.square(arrays[name][layer]).sum()) for name, layer in (("dev", 1), ("test", 2))}
+    task = replace(
+        get_task("ks"), corpora={"toy": Corpus(load, SHORT)}, score=score, compare=compare, pooled=False, head=None,
+        encode=None, loss=None, decode=None,
+    )  # fmt: skip
+    probe = fit(task, TinyUpstream(), corpus="toy", store=store)
+    assert probe.layer_weights == (0.0, 1.0, 0.0) and [row[0] for row in probe.history] == [0, 1, 2]
+    assert evaluate(probe, TinyUpstream(), store=store)["acc"] < -1e-3
+    last = fit(task, TinyUpstream(), corpus="toy", layers="last", store=store)
+    assert last.layer_weights == (0.0, 0.0, 1.0)
+    assert evaluate(last, TinyUpstream(), store=store)["acc"] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_trial_must_name_clips_of_its_split(store):
+    def load(name, fold):
+        return replace(get_task("ks").toy(name, fold), trials=(("nobody", "nobody", True),))
+
+    task = replace(get_task("ks"), corpora={"toy": Corpus(load, SHORT)})
+    with pytest.raises(ContractBroken, match="names 'nobody', which is no clip"):
+        fit(task, TinyUpstream(), corpus="toy", store=store)

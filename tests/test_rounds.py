@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from superb_lite.features import FeatureStore
+from superb_lite.report import caveats
 from superb_lite.results import ResultsFile
-from superb_lite.rounds import ROUND_1, ROUND_2, ROUND_3, get_round, olympics
+from superb_lite.rounds import ROUND_1, ROUND_2, ROUND_3, get_round, olympics, quick
 from superb_lite.tasks import get_task
 from superb_lite.testing import TinyUpstream
 from superb_lite.types import Corpus, Hidden, LabelMissing, Recipe, ResultsBroken, SuperbLiteError, UnknownName
@@ -228,3 +229,10 @@ def test_rounds_are_data():
     assert (ROUND_1.layers, ROUND_2.layers) == ("last", "sum")
     assert ROUND_1.frozen and ROUND_2.frozen and not ROUND_3.frozen
     assert {r.reference for r in (ROUND_1, ROUND_2, ROUND_3)} == {"fbank"}
+
+
+def test_quick_is_a_fifth_of_the_steps_and_says_so(run):
+    table = run(upstreams=[OneLayer()], tasks=toys("ks"), adjust=quick)
+    assert {score.recipe for score in table.scores} == {"quick 6x16"}
+    assert any("first look" in line for line in caveats(table))
+    assert not any("first look" in line for line in caveats(run(upstreams=[OneLayer()], tasks=toys("ks"))))

@@ -19,7 +19,7 @@ PACKAGE = ROOT / "superb_lite"
 
 LEVELS = {
     "types": 0,
-    **dict.fromkeys(["audio", "files", "text", "metrics", "losses", "heads"], 1),
+    **dict.fromkeys(["audio", "files", "text", "lm", "metrics", "losses", "heads"], 1),
     **dict.fromkeys(["corpora", "upstreams"], 2),
     **dict.fromkeys(["features", "tasks"], 3),
     **dict.fromkeys(["batches", "probe", "pretrain", "results"], 4),
