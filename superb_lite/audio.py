@@ -14,7 +14,9 @@ import hashlib
 import io
 import os
 import zipfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -22,7 +24,7 @@ import soxr
 import torch
 from torch import Tensor
 
-from superb_lite.types import RATE, AudioError, Clip
+from superb_lite.types import RATE, AudioError, Clip, Part
 
 MIN_SECONDS = 0.05  # less than two frames of any upstream
 MAX_PEAK = 1.5  # clipped or resampled audio may pass 1.0 a little; integers stored as floats reach 32768
@@ -32,9 +34,14 @@ MANIFEST_TOLERANCE = 0.1  # seconds between a manifest's duration and the file's
 def load(clip: Clip) -> Tensor:
     """Read a clip, turned up or down by its ``gain_db``: what every upstream hears.
 
-    Returns (samples,) float32 at 16 kHz. Raises AudioError if the file is unfit (see `read`) or its duration is
-    not the one in the manifest. Taught in notebook 02.
+    Returns (samples,) float32 at 16 kHz. A clip with parts is mixed here, the same way every time: each part at its
+    start and gain, then white noise drawn from a generator that the clip's digest seeds, then the clip's own gain.
+    Raises AudioError if a file is unfit (see `read`) or its duration is not the one in the manifest; for a mixture, it
+    names the mixture and the part, also when the part's file is not the one that the mixture was made from.
+    Taught in notebook 02.
     """
+    if clip.parts:
+        return gain(_mixed(clip), clip.gain_db)
     wav = read(clip.audio, gain_db=clip.gain_db)
     seconds = len(wav) / RATE
     if abs(seconds - clip.seconds) > MANIFEST_TOLERANCE:
@@ -43,6 +50,39 @@ def load(clip: Clip) -> Tensor:
             "was the file replaced or cut? Fetch the corpus again"
         )
     return wav
+
+
+def mixture(
+    name: str,
+    parts: Iterable[Part],
+    seconds: float,
+    labels: Mapping[str, Any],
+    gain_db: float = 0.0,
+    noise_db: float | None = None,
+) -> Clip:
+    """Describe a clip that is the sum of recordings: a dialogue, a long document. Nothing is read before `load`.
+
+    name: the clip's id; parts: in any order, each with the digest of its file; seconds: of the whole;
+    gain_db: applied to the sum, noise included; noise_db: white noise in dBFS (root mean square), None: none.
+    The digest is a SHA-256 of the recipe with the parts' digests, so that moving the files changes nothing.
+    Raises ValueError, naming the mixture, if there are no parts, or one does not start inside the mixture.
+    Taught in notebook 09 (speaker diarization).
+
+    >>> mixture("two", [Part("b.wav", "22", 0.5), Part("a.wav", "11", 0.0)], 3.0, {}).parts[0].audio
+    'a.wav'
+    """
+    ordered = tuple(sorted(parts, key=lambda part: (part.start, part.digest, part.gain_db)))
+    if not ordered:
+        raise ValueError(f"mixture {name!r} has no parts; expected at least one recording")
+    for part in ordered:
+        if not 0 <= part.start < seconds:
+            raise ValueError(
+                f"mixture {name!r}: part {part.audio} starts at {part.start:g} s, expected 0 to {seconds:g} s; "
+                "times are in seconds"
+            )
+    recipe = ([(part.digest, float(part.start), float(part.gain_db)) for part in ordered], float(seconds), noise_db)
+    digest = hashlib.sha256(repr(recipe).encode()).hexdigest()
+    return Clip(name, f"mixture {name}", seconds, digest, dict(labels), gain_db, ordered, noise_db)
 
 
 def read(path: str | Path, *, gain_db: float = 0.0) -> Tensor:
@@ -101,6 +141,48 @@ def digest(path: str | Path) -> str:
 
 
 # ------------------------------------------------------------------------------------------ inside
+
+
+def _mixed(clip: Clip) -> Tensor:
+    """The sum of a mixture's parts and its noise, before its gain. Raises AudioError naming mixture and part."""
+    total = torch.zeros(round(clip.seconds * RATE))
+    for part in clip.parts:
+        wav = _part(clip, part)
+        first = round(part.start * RATE)
+        beyond = first + len(wav) - len(total)
+        if beyond > MANIFEST_TOLERANCE * RATE:
+            raise AudioError(
+                f"mixture {clip.id!r}: part {part.audio} ends at {(first + len(wav)) / RATE:.2f} s, but the mixture "
+                f"should have {clip.seconds:.2f} s; was the file replaced? Fetch the corpus again"
+            )
+        total[first : first + len(wav)] += wav[: len(total) - first]
+    if clip.noise_db is not None:
+        total += gain(_white_noise(len(total), clip.digest), clip.noise_db)
+    peak = float(total.abs().max())
+    if peak > MAX_PEAK:
+        raise AudioError(f"mixture {clip.id!r}: peaks at {peak:.2f}, expected at most {MAX_PEAK}; turn its parts down")
+    return total
+
+
+def _part(clip: Clip, part: Part) -> Tensor:
+    """(samples,) of one part at its gain. Its times are labels of the mixture, so the file must be the one meant."""
+    try:
+        wav = read(part.audio, gain_db=part.gain_db)
+        found = digest(part.audio)
+    except AudioError as error:
+        raise AudioError(f"mixture {clip.id!r}: part {error}") from error
+    if found != part.digest:
+        raise AudioError(
+            f"mixture {clip.id!r}: part {part.audio} is not the file it was made from (its SHA-256 begins with "
+            f"{found[:12]}, expected {part.digest[:12] or 'none'}); was it replaced? Fetch the corpus again"
+        )
+    return wav
+
+
+def _white_noise(samples: int, digest: str) -> Tensor:
+    """(samples,) of unit power, the same for the same digest (numpy's generators give the same on every machine)."""
+    generator = np.random.default_rng(int(digest[:16], 16))
+    return torch.from_numpy(generator.standard_normal(samples, dtype=np.float32))
 
 
 def _bytes(name: str) -> bytes:

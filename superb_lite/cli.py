@@ -1,4 +1,4 @@
-"""The command line: ``superb-lite doctor | olympics | upstreams | pretrain | course``.
+"""The command line: ``superb-lite doctor | olympics | upstreams | pretrain | bench | course``.
 
 Thin on purpose: it reads options, calls the library and shows what comes back. Heavy packages are imported
 inside the commands, so that ``--help`` is quick and ``doctor`` speaks even where torch does not import.
@@ -133,6 +133,7 @@ def olympics(
     tasks: Annotated[str | None, typer.Option(help="Events, such as ks,pr  [default: all the corpus has]")] = None,
     rounds: Annotated[str, typer.Option(help="1 is the last layer only, 2 the weighted sum of all.")] = "1,2",
     seeds: Annotated[int, typer.Option(min=1, help="Train each head so many times; shows mean and spread.")] = 1,
+    quick: Annotated[bool, typer.Option("--quick", help="A fifth of the steps: a first look, not a result.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and table.csv, .png, .html.")] = Path(
         "superb_lite_results"
@@ -146,6 +147,7 @@ def olympics(
     \b
     Examples:
       superb-lite olympics
+      superb-lite olympics --quick
       superb-lite olympics --upstreams tiny_hubert,random --tasks ks --seeds 3
       superb-lite olympics --corpus digits --from free-spoken-digit-dataset.tar.gz
     """
@@ -157,12 +159,12 @@ def olympics(
 
     from rich.console import Console
 
+    from superb_lite import rounds as games
     from superb_lite.report import terminal, write_report
-    from superb_lite.rounds import olympics as run
 
     started, console = time.perf_counter(), Console()
     with Screen(console) as screen:
-        table = run(
+        table = games.olympics(
             **entered,
             corpus=corpus,
             seeds=seeds,
@@ -170,6 +172,7 @@ def olympics(
             out=out,
             progress=screen.progress,
             on_score=screen.score,
+            adjust=games.quick if quick else None,
         )
     console.print(terminal(table))
     written = write_report(table, out)
@@ -371,6 +374,41 @@ def pretrain(
     with Screen(Console()) as screen:
         written = run(name, steps=steps, device=device, out=out, progress=screen.progress)
     typer.echo(f"written: {written}")
+
+
+# ---------------------------------------------------------------------------------------------- bench
+
+bench = typer.Typer(
+    help="Measure: how fast is it, and is it still right?",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("qbe")
+def bench_qbe(
+    corpus: Annotated[str, typer.Option(help="mini, digits, or generated: random walks.")] = "mini",
+    upstream: Annotated[str, typer.Option(help="Whose last layer is aligned.")] = "tiny_hubert",
+    queries: Annotated[int, typer.Option(min=1, help="Of the test split; --documents likewise.")] = 30,
+    documents: Annotated[int, typer.Option(min=1)] = 30,
+) -> None:
+    """Query by example: our alignment against dtw-python's.
+
+    The same pairs in one run. Fails if two scores of a pair differ by more than 1e-6. Needs dtw-python.
+
+    \b
+    Example:
+      superb-lite bench qbe --queries 50 --documents 100
+    """
+    from rich.console import Console
+
+    from superb_lite.bench import qbe
+
+    with Screen(Console()) as screen:
+        found = qbe(corpus, upstream, queries=queries, documents=documents, progress=screen.progress)
+    typer.echo(str(found))
 
 
 # --------------------------------------------------------------------------------------------- course

@@ -189,6 +189,7 @@ def check_task(task: str | Task, upstream: Upstream | None = None, *, recipe: Re
     """
     task = get_task(task)
     upstream = TinyUpstream() if upstream is None else upstream
+    recipe = replace(recipe, sizes={**task.toy_sizes, **recipe.sizes})
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder, _same_randomness(task.key):
         store = FeatureStore(Path(folder))
         probe, asked = _train_toy(task, upstream, recipe, store)

@@ -1,14 +1,15 @@
-"""From phones to numbers and back: the vocabulary of SUPERB's phoneme recognition, and what CTC writes.
+"""From phones, letters and slots to numbers and back: the vocabularies of PR, ASR and SF, and what CTC writes.
 
-The first three symbols are always ``<pad>`` (0, also CTC's blank), ``<eos>`` (1) and ``<unk>`` (2).
+The first three symbols of PR and SF are always ``<pad>`` (0, also CTC's blank), ``<eos>`` (1) and ``<unk>`` (2).
 
-Source: SUPERB ``downstream/ctc/vocab/phoneme.txt`` (shape and order of the specials).
+Source: SUPERB ``downstream/ctc/vocab/phoneme.txt`` (shape and order of the specials), ``downstream/asr``.
 Taught in notebook 02 (freeze, weigh, probe).
 """
 
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -96,6 +97,29 @@ def collapse(ids: Iterable[int] | Tensor, blank: int = BLANK) -> list[int]:
     return [number for number, _ in itertools.groupby(_numbers(ids)) if number != blank]
 
 
+# -------------------------------------------------------------------------- vocabularies of ASR and SF
+
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def letter_classes(letters: Iterable[str] = (*LETTERS, "'")) -> tuple[str, ...]:
+    """The classes of speech recognition: ``<s>`` (0, CTC's blank), three more specials, ``|`` (end of word), `letters`.
+
+    Source: superb/protocol.md section 3.2. Differs: letters in alphabetical order, there by frequency.
+    Taught in notebook 05 (speech recognition).
+    """
+    return ("<s>", "<pad>", "</s>", "<unk>", "|", *letters)
+
+
+def slot_classes(slots: Iterable[str]) -> tuple[str, ...]:
+    """The classes of slot filling: the three specials, space, ``'``, A-Z, then ``B-slot`` and ``E-slot`` of each slot.
+
+    Source: superb/protocol.md section 3.9. Differs: slots in alphabetical order, there by frequency.
+    Taught in notebook 11 (slot filling).
+    """
+    return (*SPECIALS, " ", "'", *LETTERS, *(f"{side}-{slot}" for slot in sorted(set(slots)) for side in "BE"))
+
+
 def _numbers(ids: Iterable[int] | Tensor) -> list[int]:
     return ids.tolist() if isinstance(ids, Tensor) else [int(number) for number in ids]
 
@@ -103,3 +127,80 @@ def _numbers(ids: Iterable[int] | Tensor) -> list[int]:
 def _refuse_string(phones: Sequence[str]) -> None:
     if isinstance(phones, str):
         raise TypeError(f"phones are {phones!r}, a string; expected a list of phones. Did you forget .split()?")
+
+
+# --------------------------------------------------------------- sentences and slots to symbols and back
+
+BEGIN, END, WORD_END = "<s>", "</s>", "|"  # ``<s>`` is CTC's blank in ASR
+_SPACES = re.compile(" +")
+_SLOT = re.compile(r"B-(\S+) (.+?) E-\1")
+_MARK = re.compile(r"(?:B-\S+ | E-\S+)")
+
+
+def letter_tokens(text: str) -> list[str]:
+    """A sentence as ASR's targets: upper-case letters, ``|`` after every word, ``</s>`` at the end.
+
+    Source: superb/protocol.md section 3.2.
+
+    >>> " ".join(letter_tokens("go on"))
+    'G O | O N | </s>'
+    """
+    return [letter for word in text.upper().split() for letter in (*word, WORD_END)] + [END]
+
+
+def letters_text(tokens: Iterable[str]) -> str:
+    """The sentence that these symbols spell, in lower case; the reverse of `letter_tokens`.
+
+    Blank and ``</s>`` say nothing; ``<pad>`` and ``<unk>`` stay, and count as errors.
+    """
+    joined = "".join(token for token in tokens if token not in (BEGIN, END))
+    return " ".join(joined.replace(WORD_END, " ").lower().split())
+
+
+def slot_tokens(text: str, tags: Sequence[str]) -> list[str]:
+    """A sentence with one tag per word ("O" or a slot's name) as SF's targets: letters, slot marks, ``<eos>``.
+
+    ``B-name`` stands before the first and ``E-name`` behind the last word of a run of equal tags, one space
+    between words; so two slots of one name next to each other become one.
+    Raises ValueError if there is not one tag for each word.
+    Source: superb/protocol.md section 3.9.
+
+    >>> slot_markup(slot_tokens("fly to new york", ["O", "O", "city", "city"]))
+    'FLY TO B-city NEW YORK E-city'
+    """
+    words = text.upper().split()
+    if len(words) != len(tags):
+        raise ValueError(f"{len(words)} words but {len(tags)} tags; expected one tag for each word of {text!r}")
+    tokens: list[str] = []
+    for name, run in itertools.groupby(zip(words, tags, strict=True), key=lambda pair: pair[1]):
+        spelled = [*" ".join(word for word, _ in run)]
+        tokens += [*(" " if tokens else ""), *(spelled if name == "O" else [f"B-{name}", *spelled, f"E-{name}"])]
+    return [*tokens, EOS]
+
+
+def slot_markup(tokens: Iterable[str]) -> str:
+    """What these symbols say, written as SUPERB does: ``PLAY B-artist ADELE E-artist NOW``. Any tokens will do."""
+    text = ""
+    for token in tokens:
+        if token.startswith("B-"):
+            text += f"{token} "
+        elif token.startswith("E-"):
+            text += f" {token}"
+        elif token not in (PAD, EOS):
+            text += token
+    return text
+
+
+def read_slots(markup: str, *, strip: bool = False) -> list[tuple[str, str]]:
+    """The slots in a marked-up sentence, [(name, value), ...], left to right; what is malformed is no slot.
+
+    A slot is ``B-name``, the shortest text that is not empty, ``E-name``. With `strip`, marks inside a value are
+    taken out of it (SUPERB does that for hypotheses only).
+
+    >>> read_slots("FLY TO B-city NEW YORK E-city B-day NOW")
+    [('city', 'NEW YORK')]
+    """
+    found = _SLOT.findall(_SPACES.sub(" ", markup))
+    if strip:
+        found = [(name, _SPACES.sub(" ", _MARK.sub("", value)).strip()) for name, value in found]
+    return found

@@ -265,6 +265,7 @@ class Task:
     pooled:    the head is affine in the time mean, so it may train on per-layer means (frames = 1)
     score:     ({clip id: prediction}, split, **settings) -> {metric key: value}; the first metric is the primary one
     toy:       (split name, fold) -> Split of a few seconds of generated audio, for the contract tests
+    toy_sizes: `Recipe.sizes` of a head small enough for them
 
     A task that trains a head has
 
@@ -300,6 +301,7 @@ class Task:
     snapshots: bool = False
     compare: Callable[[Mapping[str, Any], Split], dict[tuple[str, str], float]] | None = None
     folds: int = 1
+    toy_sizes: Mapping[str, Any] = field(default_factory=dict)
 
     def corpus(self, key: str) -> Corpus:
         """The task's view of corpus `key`. Raises UnknownName with the nearest name."""

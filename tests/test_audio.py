@@ -6,6 +6,8 @@ import hashlib
 import io
 import threading
 import zipfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import soundfile
 import torch
 
 from superb_lite import audio
-from superb_lite.types import AudioError, Clip
+from superb_lite.types import AudioError, Clip, Part
 
 
 def tone(rate=16_000, seconds=0.5, hertz=440.0, peak=0.5):
@@ -203,3 +205,92 @@ def test_mix_with_a_longer_second_waveform_keeps_all_of_it():
 def test_mix_refuses_silence():
     with pytest.raises(AudioError, match="silent"):
         audio.mix(torch.ones(10), torch.zeros(10), 0.0)
+
+
+# ------------------------------------------------------------------------------------------- mixtures
+
+
+@pytest.fixture
+def parts(put):
+    """Half a second of 300 Hz from 0.0 s on, and of 700 Hz from 0.25 s on, 6 dB quieter."""
+    low = put(encoded(tone(hertz=300, peak=0.4)), "low.wav")
+    high = put(encoded(tone(8000, hertz=700, peak=0.4), 8000), "high.wav")
+    return [Part(str(low), audio.digest(low), 0.0), Part(str(high), audio.digest(high), 0.25, -6.0)]
+
+
+def test_a_mixture_is_exactly_the_sum_of_its_parts(parts):
+    low, high = audio.read(parts[0].audio), audio.read(parts[1].audio, gain_db=-6.0)
+    expected = torch.zeros(12_800)
+    expected[:8000] += low
+    expected[4000:12_000] += high
+    clip = audio.mixture("two", parts, 0.8, {"text": "hum"})
+    torch.testing.assert_close(audio.load(clip), expected, rtol=0, atol=0)
+    assert (clip.id, clip.seconds, clip.label("text")) == ("two", 0.8, "hum")
+    quieter = audio.mixture("two", parts, 0.8, {}, gain_db=-3.0)
+    torch.testing.assert_close(audio.load(quieter), expected * 10 ** (-3 / 20), rtol=0, atol=0)
+    assert quieter.digest == clip.digest and quieter.key != clip.key
+
+
+def test_the_order_of_the_parts_does_not_matter(parts):
+    forward = audio.mixture("two", parts, 0.8, {}, noise_db=-40.0)
+    backward = audio.mixture("two", reversed(parts), 0.8, {}, noise_db=-40.0)
+    assert forward == backward
+    torch.testing.assert_close(audio.load(forward), audio.load(backward), rtol=0, atol=0)
+
+
+def test_everything_in_the_recipe_but_the_place_changes_the_digest(parts, put):
+    digest = audio.mixture("two", parts, 0.8, {}).digest
+    elsewhere = [replace(part, audio=str(put(Path(part.audio).read_bytes(), "moved.wav"))) for part in parts[:1]]
+    assert audio.mixture("other name", elsewhere + parts[1:], 0.8, {"a": 1}).digest == digest
+    others = [
+        audio.mixture("two", parts[:1], 0.8, {}),
+        audio.mixture("two", parts, 0.9, {}),
+        audio.mixture("two", parts, 0.8, {}, noise_db=-50.0),
+        audio.mixture("two", [parts[0], replace(parts[1], start=0.26)], 0.8, {}),
+        audio.mixture("two", [parts[0], replace(parts[1], gain_db=-5.0)], 0.8, {}),
+        audio.mixture("two", [parts[0], replace(parts[1], digest="0" * 64)], 0.8, {}),
+    ]
+    assert len({digest, *(clip.digest for clip in others)}) == 7
+
+
+def test_noise_has_its_level_and_is_the_same_every_time(parts):
+    clean = audio.load(audio.mixture("two", parts, 4.0, {}))
+    noisy = audio.mixture("two", parts, 4.0, {}, noise_db=-40.0)
+    torch.manual_seed(3)  # nobody's random state matters, and none is changed
+    state = torch.random.get_rng_state()
+    noise = audio.load(noisy) - clean
+    torch.testing.assert_close(torch.random.get_rng_state(), state)
+    assert float(10 * torch.log10(noise.square().mean())) == pytest.approx(-40, abs=0.2)
+    assert abs(float(noise.mean())) < 1e-3
+    torch.testing.assert_close(audio.load(noisy) - clean, noise, rtol=0, atol=0)
+    other = audio.load(audio.mixture("two", parts, 4.0, {}, noise_db=-40.1)) - clean
+    assert abs(float(torch.corrcoef(torch.stack([noise, other]))[0, 1])) < 0.05, "two mixtures share their noise"
+
+
+def test_a_mixture_without_parts_or_with_a_part_outside_is_refused(parts):
+    with pytest.raises(ValueError, match="mixture 'none' has no parts"):
+        audio.mixture("none", [], 1.0, {})
+    for start in (-0.1, 0.8, float("nan")):
+        with pytest.raises(ValueError, match=r"mixture 'two': part .*high\.wav starts at .* expected 0 to 0\.8 s"):
+            audio.mixture("two", [parts[0], replace(parts[1], start=start)], 0.8, {})
+
+
+def test_a_part_that_cannot_be_used_is_named_with_its_mixture(parts, put):
+    clip = audio.mixture("two", parts, 0.8, {})
+    with pytest.raises(AudioError, match=r"mixture 'short': part .*high\.wav ends at 0\.75 s, .* should have 0\.60 s"):
+        audio.load(audio.mixture("short", parts, 0.6, {}))
+    put(encoded(tone(hertz=700)), "high.wav")
+    with pytest.raises(AudioError, match=r"mixture 'two': part .*high\.wav is not the file it was made from"):
+        audio.load(clip)
+    put(b"", "high.wav")
+    with pytest.raises(AudioError, match=r"mixture 'two': part .*high\.wav: the file is empty"):
+        audio.load(clip)
+    Path(parts[1].audio).unlink()
+    with pytest.raises(AudioError, match=r"mixture 'two': part .*high\.wav: there is no such file"):
+        audio.load(clip)
+
+
+def test_a_mixture_that_is_too_loud_is_refused(parts):
+    loud = [replace(part, gain_db=9.0) for part in parts]
+    with pytest.raises(AudioError, match=r"mixture 'two': peaks at 2\.\d+, expected at most 1\.5; turn its parts down"):
+        audio.load(audio.mixture("two", loud, 0.8, {}))

@@ -21,11 +21,16 @@ import requests
 import soundfile
 
 from superb_lite import audio, corpora
-from superb_lite.corpora import digits
+from superb_lite.corpora import _lists, digits
 from superb_lite.types import CorpusMissing, UnknownName
 
 ROOT = Path(__file__).resolve().parents[1]
 TAKES = 3
+VOICES = {
+    "train": {"george", "jackson", "nicolas"},
+    "dev": {"george", "jackson", "nicolas", "yweweler"},
+    "test": {"lucas", "theo"},
+}
 SPEAKERS = {"train": {"george", "jackson", "nicolas", "yweweler"}, "dev": {"lucas"}, "test": {"theo"}}
 
 
@@ -259,6 +264,83 @@ def test_classes_labels_and_gain(source):
         assert {phone for phone, _, _ in clip.label("phones")} <= set(pr.classes)
 
 
+# ------------------------------------------------------------------------ strings, dialogues, documents
+
+
+def speech_of(clip):
+    turns = {}
+    for speaker, start, end in clip.label("turns"):
+        turns.setdefault(speaker, []).append((start, end))
+    return turns
+
+
+def check_lists():
+    """What holds for ASV, SD and QbE whatever the number of takes."""
+    heard = {name: set() for name in SPEAKERS}
+    for name, voices in VOICES.items():
+        asv, sd = digits.asv(name), digits.sd(name)
+        assert {clip.label("speaker") for clip in asv.clips} == voices and asv.classes == digits.KNOWN
+        assert {speaker for clip in sd.clips for speaker in speech_of(clip)} == voices
+        assert all(len(clip.parts) == len(clip.label("text").split()) == 5 for clip in asv.clips)
+        used = [part.digest for clip in asv.clips for part in clip.parts]
+        assert len(used) == len(set(used)), "a recording is used in two strings"
+        heard[name] = {*used, *(part.digest for clip in sd.clips for part in clip.parts)}
+        for clip in sd.clips:
+            assert len(speech_of(clip)) == 2 and 0.1 <= _lists.overlap_share(speech_of(clip)) <= 0.35
+            assert clip.label("turns")[0][1] >= 0 and max(end for *_, end in clip.label("turns")) <= clip.seconds
+        ids = [clip.id for split in (asv, sd) for clip in split.clips]
+        assert len(ids) == len(set(ids))
+        assert asv.data_hash == digits.asv(name).data_hash and sd.data_hash == digits.sd(name).data_hash
+    assert not heard["train"] & heard["dev"] and not heard["test"] & (heard["train"] | heard["dev"])
+    assert digits.asv("train").trials == ()
+    for name in ("dev", "test"):
+        split = digits.asv(name)
+        owner = {clip.id: clip.label("speaker") for clip in split.clips}
+        assert all((owner[one] == owner[two]) == same for one, two, same in split.trials)
+        assert sum(same for *_, same in split.trials) * 2 == len(split.trials)
+
+
+def check_queries():
+    assert digits.qbe("train").clips == digits.qbe("dev").clips
+    asking, searched = {}, {}
+    for name in ("dev", "test"):
+        split = digits.qbe(name)
+        clips = {clip.id: clip for clip in split.clips}
+        found = Counter()
+        for query, document, contains in split.trials:
+            assert contains == (clips[query].label("text") in clips[document].label("text").split())
+            found[query] += contains
+        assert set(found) == {clip.id for clip in split.clips if clip.label("role") == "query"}
+        assert min(found.values()) >= 1 and {clip.gain_db for clip in split.clips} == {-3.0}
+        asking[name] = {clips[query].label("speaker") for query in found}
+        parts = [part.audio for clip in split.clips for part in clip.parts]
+        searched[name] = {Path(audio).stem.split("_")[1] for audio in parts}
+    everyone = [voice for voices in (*asking.values(), *searched.values()) for voice in voices]
+    assert sorted(everyone) == sorted(digits.SPEAKERS), "a voice asks and is searched, or is in dev and in test"
+
+
+def test_lists_of_the_stand_in(source, monkeypatch):
+    digits.locate(source)
+    monkeypatch.setattr(digits, "DIALOGUES", {"train": 6, "dev": 6, "test": 6})
+    check_lists()
+    check_queries()
+    clip = digits.sd("test").clips[0]
+    assert len(audio.load(clip)) == round(clip.seconds * 16000)
+    for task in (digits.asv, digits.sd, digits.qbe, digits.asr):
+        with pytest.raises(UnknownName, match="no split is called 'valid'"):
+            task("valid")
+        with pytest.raises(UnknownName, match="no fold of corpus 'digits' is called '1'"):
+            task("train", 1)
+
+
+def test_speech_recognition_has_the_letters_of_the_digits(source):
+    digits.locate(source)
+    asr = digits.asr("dev")
+    assert asr.classes == ("<s>", "<pad>", "</s>", "<unk>", "|", *"EFGHINORSTUVWXZ")
+    assert [clip.key for clip in asr.clips] == [clip.key for clip in digits.pr("dev").clips], "features are shared"
+    assert all(set(clip.label("text").upper()) <= set(asr.classes) for clip in asr.clips)
+
+
 def test_splits_repeat_and_tasks_share_features_only_at_equal_gain(source):
     digits.locate(source)
     assert digits.ks("dev").data_hash == digits.ks("dev").data_hash
@@ -296,6 +378,13 @@ def test_the_real_archive(tmp_path, monkeypatch):
     check_splits(50, test_takes=range(5), dev_takes=range(5, 10))
     sizes = {task.__name__: [len(split) for split in all_splits(task).values()] for task in (digits.ks, digits.sid)}
     assert sizes == {"ks": [2000, 500, 500], "sid": [2400, 300, 300]}
+    check_lists()
+    check_queries()
+    lists = {task.__name__: [len(s) for s in all_splits(task).values()] for task in (digits.asv, digits.sd, digits.qbe)}
+    assert lists == {"asv": [240, 160, 200], "sd": [240, 60, 200], "qbe": [110, 110, 170]}
+    for split in (digits.asv("test"), digits.sd("test"), digits.sd("dev")):
+        for clip in split.clips[::5]:  # theo is turned up, and a few of his recordings are loud
+            assert float(audio.load(clip).abs().max()) < 1.5
     clips = digits.clips()
     assert sum(clip.seconds for clip in clips) / 60 == pytest.approx(21.87, abs=0.01)
     shortest, loudest = min(clips, key=lambda clip: clip.seconds), 0.0

@@ -2,24 +2,34 @@
 
 import hashlib
 import importlib.util
+import re
+import time
 import zipfile
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from superb_lite import audio
-from superb_lite.corpora import _make, mini
-from superb_lite.types import CorpusMissing
+from superb_lite.corpora import _lists, _make, _orders, mini
+from superb_lite.types import CorpusMissing, UnknownName
 
-TASKS = {"ks": mini.ks, "sid": mini.sid, "pr": mini.pr}
+TASKS = {name: getattr(mini, name) for name in "pr ks asr sid asv sd ic sf er".split()}  # qbe trains nothing
+SIZES = {
+    "pr": (880, 80, 144), "ks": (1560, 240, 288), "asr": (880, 80, 144), "sid": (560, 120, 200), "asv": (880, 80, 144),
+    "sd": (280, 60, 220), "ic": (696, 87, 145), "sf": (520, 80, 132), "er": (256, 64, 80),
+}  # fmt: skip
+SPLITS = ("train", "dev", "test")
 
 
 def speakers(split):
-    return {clip.labels["speaker"] for clip in split.clips} - {""}
+    """Everybody who is heard in a split; in a dialogue, those who take turns."""
+    heard = {clip.labels.get("speaker", "") for clip in split.clips} - {""}
+    return heard | {speaker for clip in split.clips for speaker, _, _ in clip.labels.get("turns", ())}
 
 
-@pytest.mark.parametrize("name", ["sentences", "keywords"])
+@pytest.mark.parametrize("name", mini.SETS)
 def test_every_stored_clip_has_the_checksum_of_the_manifest(name):
     with zipfile.ZipFile(mini.DATA / f"{name}.zip") as archive:
         members = set(archive.namelist())
@@ -41,13 +51,15 @@ def test_splits_share_no_clip_and_cover_their_classes(task):
     ids = [clip.id for split in splits for clip in split.clips]
     assert len(ids) == len(set(ids)) and all(len(split) > 50 for split in splits)
     assert len({split.data_hash for split in splits}) == 3
-    label = {"ks": "keyword", "sid": "speaker"}.get(task)
+    assert tuple(map(len, splits)) == SIZES[task]
+    assert " / ".join(map(str, SIZES[task])) in mini.__doc__, "the table says something else"
+    label = {"ks": "keyword", "sid": "speaker", "er": "emotion"}.get(task)
     if label is not None:
         for split in splits:
             assert {clip.labels[label] for clip in split.clips} == set(split.classes)
 
 
-@pytest.mark.parametrize("task", ["ks", "pr"])
+@pytest.mark.parametrize("task", ["ks", "pr", "asr", "asv", "sd", "ic", "sf"])
 def test_dev_and_test_speakers_are_unseen(task):
     train, dev, test = (speakers(TASKS[task](name)) for name in ("train", "dev", "test"))
     assert len(train) == 40 and not train & dev and not train & test and not dev & test
@@ -81,10 +93,127 @@ def test_speech_is_louder_where_the_phones_are():
     assert louder >= 0.95 * len(clips)
 
 
-def test_the_whole_corpus_leaves_room_for_ten_tasks():
-    size = sum(file.stat().st_size for file in mini.DATA.iterdir())
-    seconds = sum(clip.seconds for clip in mini.clips())
-    assert size < 20e6 * seconds / 9000 * 1.1, f"{size / 1e6:.1f} MB for {seconds / 60:.0f} min is above 20 MB for 150"
+def test_clip_ids_and_minutes_of_the_whole_corpus():
+    clips = mini.clips()
+    derived = [clip for name in SPLITS for clip in (*mini.sd(name).clips, *mini.qbe(name).clips) if clip.parts]
+    ids = [clip.id for clip in clips] + sorted({clip.id for clip in derived})
+    assert len(ids) == len(set(ids))
+    assert f"{sum(clip.seconds for clip in clips) / 60:.0f} minutes" in mini.__doc__
+
+
+@pytest.mark.parametrize("task", [*TASKS, "qbe"])
+def test_splits_are_quick_the_same_every_time_and_refuse_strange_names(task):
+    load = getattr(mini, task)
+    before, began = load("test").data_hash, time.process_time()
+    for cached in (mini._qbe, mini.asv, mini.sd, mini._emotions):
+        cached.cache_clear()
+    assert load("test").data_hash == before
+    assert time.process_time() - began < 1.0
+    with pytest.raises(UnknownName, match="no split is called 'valid'"):
+        load("valid")
+
+
+# ---------------------------------------------------------------------------------- lists over clips
+
+
+def test_verification_trials_are_all_pairs_of_unseen_speakers():
+    train = mini.asv("train")
+    assert train.trials == () and {clip.gain_db for clip in train.clips} == {-3.0}
+    for name, targets in {"dev": 8 * 45, "test": 12 * 66}.items():
+        split = mini.asv(name)
+        owner = {clip.id: clip.label("speaker") for clip in split.clips}
+        assert split.classes == train.classes and not set(owner.values()) & set(split.classes)
+        assert all((owner[one] == owner[two]) == same and one != two for one, two, same in split.trials)
+        assert sum(same for *_, same in split.trials) == targets == len(split.trials) / 2
+        others = Counter(frozenset((owner[a], owner[b])) for a, b, same in split.trials if not same)
+        assert len(others) == {"dev": 8 * 7 / 2, "test": 12 * 11 / 2}[name], "every pair of speakers is asked for"
+        assert max(others.values()) - min(others.values()) <= 1
+
+
+def test_dialogues_overlap_a_little_and_their_turns_are_in_the_clip():
+    shares = []
+    for clip in mini.sd("test").clips:
+        turns = {}
+        for speaker, start, end in clip.label("turns"):
+            assert 0 <= start < end <= clip.seconds
+            turns.setdefault(speaker, []).append((start, end))
+        assert len(turns) == 2 and 5 <= clip.seconds <= 8 and len(clip.parts) == 3
+        shares.append(_lists.overlap_share(turns))
+    assert 0.1 <= min(shares) and max(shares) <= 0.35 and 0.15 < np.mean(shares) < 0.3
+    assert mini.sd("test").classes == ("first", "second")
+
+
+def test_turns_are_where_the_dialogue_is_loud():
+    """The times belong to the sound: with one voice at a time, turns carry far more energy than the pauses."""
+    louder, clips = 0, mini.sd("dev").clips[::6]
+    for clip in clips:
+        wav = audio.load(clip).numpy()
+        assert len(wav) == round(clip.seconds * 16000) and np.abs(wav).max() < 1.5
+        speech = np.zeros(len(wav), bool)
+        for _, start, end in clip.label("turns"):
+            speech[round(start * 16000) : round(end * 16000)] = True
+        louder += (wav[speech] ** 2).mean() > 4 * (wav[~speech] ** 2).mean()
+    assert louder >= 0.9 * len(clips)
+
+
+def test_every_query_is_in_a_document_and_in_no_other():
+    assert mini.qbe("train").clips == mini.qbe("dev").clips
+    heard = {}
+    for name, (queries, documents) in {"dev": (80, 60), "test": (90, 90)}.items():
+        split = mini.qbe(name)
+        clips = {clip.id: clip for clip in split.clips}
+        role = Counter(clip.label("role") for clip in split.clips)
+        assert role == {"query": queries, "document": documents} and {c.gain_db for c in split.clips} == {-3.0}
+        assert f"{queries} " in mini.__doc__ and len(split.trials) == queries * documents
+        found = Counter()
+        for query, document, contains in split.trials:
+            said = f" {clips[document].label('text')} "
+            assert contains == (f" {clips[query].label('text')} " in said), (query, document)
+            found[query] += contains
+        assert len(found) == queries and min(found.values()) >= 1
+        assert all(clip.noise_db is not None for clip in split.clips if clip.parts)
+        heard[name] = {part.digest for clip in split.clips for part in clip.parts}
+        assert heard[name] == {clip.digest for clip in mini.pr(name).clips}, "every sentence is in a document"
+    assert not heard["dev"] & heard["test"]
+
+
+# ------------------------------------------------------------------------------------ labels of the sets
+
+
+def test_texts_are_words_of_letters_and_every_asr_clip_has_one():
+    for name in SPLITS:
+        for clip in (*mini.asr(name).clips, *mini.sf(name).clips, *mini.ic(name).clips, *mini.qbe(name).clips):
+            assert re.fullmatch(r"[a-z']+( [a-z']+)*", clip.label("text")), clip.id
+    assert mini.asr("dev").classes[:5] == ("<s>", "<pad>", "</s>", "<unk>", "|") and len(mini.asr("dev").classes) == 32
+
+
+def test_commands_and_requests_use_the_classes_of_training():
+    for name in SPLITS:
+        for clip in mini.ic(name).clips:
+            assert all(f"{slot}={clip.label(slot)}" in mini.ic("train").classes for slot in ("action", "object"))
+        for clip in mini.sf(name).clips:
+            assert len(clip.label("tags")) == len(clip.label("text").split())
+            assert all(tag == "O" or f"B-{tag}" in mini.sf("train").classes for tag in clip.label("tags"))
+    slots = [name.split("=")[0] for name in mini.ic("test").classes]
+    assert slots == sorted(slots, key=["action", "object", "location"].index)
+    assert len(mini.sf("test").classes) == 31 + 2 * 11
+
+
+def test_folds_of_emotion_test_one_session_each():
+    tested = []
+    for fold in range(5):
+        train, dev, test = (mini.er(name, fold) for name in SPLITS)
+        assert {clip.label("session") for clip in test.clips} == {fold}
+        assert not {clip.label("session") for clip in (*train.clips, *dev.clips)} & {fold}
+        assert not speakers(test) & speakers(train) and speakers(dev) <= speakers(train)
+        assert set(Counter(clip.label("emotion") for clip in test.clips).values()) == {20}
+        assert {split.fold for split in (train, dev, test)} == {fold} and test.classes == ("neu", "hap", "ang", "sad")
+        ids = [clip.id for split in (train, dev, test) for clip in split.clips]
+        assert len(ids) == len(set(ids)) == 400
+        tested += [clip.id for clip in test.clips]
+    assert len(tested) == len(set(tested)) == 400
+    with pytest.raises(UnknownName, match="no fold of emotion recognition is called '5'"):
+        mini.er("test", 5)
 
 
 def test_a_missing_archive_is_named(monkeypatch, tmp_path):
@@ -105,7 +234,7 @@ espeak = pytest.mark.skipif(
 
 @espeak
 def test_the_recipe_gives_the_same_audio_in_any_order():
-    orders = list(_make.sentence_orders(_make.SEED))[::150] + list(_make.keyword_orders(_make.SEED))[::300]
+    orders = list(_orders.sentence_orders(_make.SEED))[::150] + list(_orders.keyword_orders(_make.SEED))[::300]
     forward = {order.id: _make.make_clip(order, _make.SEED)[0] for order in orders}
     for order in reversed(orders):
         np.testing.assert_array_equal(_make.make_clip(order, _make.SEED)[0], forward[order.id], err_msg=order.id)
@@ -118,7 +247,7 @@ def test_the_recipe_makes_the_shipped_corpus():
     """Decoded Opus is not the made wave bit for bit, but it is the same recording."""
     rows = {row["id"]: row for row in mini.manifest("sentences")}
     clips = {clip.id: clip for clip in mini.clips()}
-    for order in list(_make.sentence_orders(_make.SEED))[7::400]:
+    for order in list(_orders.sentence_orders(_make.SEED))[7::400]:
         made, _, labels = _make.make_clip(order, _make.SEED)
         assert labels["phones"] == rows[order.id]["phones"]
         stored = audio.load(clips[order.id]).numpy()
@@ -131,8 +260,8 @@ def test_the_recipe_makes_the_shipped_corpus():
 
 @espeak
 def test_unlabelled_speech_never_uses_a_held_out_speaker(tmp_path, monkeypatch):
-    held_out = set(_make.DEV_SPEAKERS) | set(_make.TEST_SPEAKERS)
-    orders = [order for order, _ in zip(_make.unlabelled_orders(0), range(500), strict=False)]
+    held_out = set(_orders.DEV_SPEAKERS) | set(_orders.TEST_SPEAKERS)
+    orders = [order for order, _ in zip(_orders.unlabelled_orders(0), range(500), strict=False)]
     assert not {order.speaker for order in orders} & held_out and len({o.speaker for o in orders}) == 40
     monkeypatch.setattr(_make, "CHUNK", 5)
     folder = _make.write_unlabelled(tmp_path / "speech", hours=0.001, workers=1)

@@ -19,12 +19,12 @@ PACKAGE = ROOT / "superb_lite"
 
 LEVELS = {
     "types": 0,
-    **dict.fromkeys(["audio", "files", "text", "lm", "metrics", "losses", "heads"], 1),
+    **dict.fromkeys(["audio", "files", "text", "lm", "metrics", "losses", "heads", "dtw"], 1),
     **dict.fromkeys(["corpora", "upstreams"], 2),
     **dict.fromkeys(["features", "tasks"], 3),
     **dict.fromkeys(["batches", "probe", "pretrain", "results"], 4),
     **dict.fromkeys(["rounds"], 5),
-    **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli"], 6),
+    **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli", "bench"], 6),
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 STRANGERS = [("tasks", "upstreams"), ("upstreams", "tasks")]  # never, in either direction

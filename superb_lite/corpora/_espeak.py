@@ -27,7 +27,7 @@ _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER: words a minute, 0..100, 0..
 _ARPABET = {
     espeak: arpabet
     for arpabet, names in {
-        "AA": "A: A@ 0", "AE": "a aa", "AH": "V @ @2 @5 @- a# I#", "AO": "O: O@ O2 o@", "AW": "aU",
+        "AA": "A: A@ 0", "AE": "a aa", "AH": "V @ @2 @5 @- a# I#", "AO": "O: O@ O2 o@ O", "AW": "aU",
         "AY": "aI aI@ aI3 aI2",
         "EH": "E e@", "ER": "3 3: VR IR", "EY": "eI", "IH": "I I2", "IY": "i i: i@3 i@", "OW": "oU", "OY": "OI",
         "UH": "U U@", "UW": "u u:", "B": "b", "CH": "tS", "D": "d", "DH": "D", "F": "f", "G": "g", "HH": "h",

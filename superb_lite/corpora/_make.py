@@ -16,7 +16,6 @@ import multiprocessing
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,38 +23,15 @@ import numpy as np
 import soundfile
 import soxr
 
-from superb_lite.corpora import _texts as texts
 from superb_lite.corpora._espeak import Voice, arpabet, speak
-from superb_lite.corpora._rooms import Scene, at_level, noise, place
+from superb_lite.corpora._orders import ACCENTS, SETS, Order, unlabelled_orders
+from superb_lite.corpora._rooms import at_level, noise, place
 from superb_lite.types import RATE
 
 SEED = 2105  # the corpus that ships was made with this one
-OPUS_LEVEL = 0.97  # about 14 kbit/s and the container; 150 minutes fit into 20 MB
+OPUS_LEVEL = 0.976  # about 13 kbit/s and the container; 150 minutes fit into 20 MB
+OPUS_LEVELS = {"sentences": 0.97, "keywords": 0.97}  # the oldest sets are stored a little better (14 kbit/s)
 CHUNK = 400  # unlabelled clips made between two reports of progress
-
-ACCENTS = tuple("en en-us en-us-nyc en-029 en-gb-scotland en-gb-x-rp en-gb-x-gbclan en-gb-x-gbcwmd".split())
-# In espeak the variant (the shape of the vocal tract) is the speaker; accent and pitch are how it talks today.
-# Human-sounding variants only, and none of the six that differ from process to process.
-TRAIN_SPEAKERS = tuple(
-    "Alex Andrea Andy Annie Denis Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen Reed adam "
-    "announcer antonio belinda benjamin boris caleb david ed f1 grandma ian iven john klatt2 linda m1 m3 m5 m7 "
-    "michel pablo steph".split()
-)
-DEV_SPEAKERS = tuple("anika f4 gustave klatt3 m2 miguel paul travis".split())
-TEST_SPEAKERS = tuple("aunty edward grandpa klatt4 m4 m6 m8 marcelo norbert quincy rob shelby".split())
-
-
-@dataclass(frozen=True)
-class Order:
-    """A clip to be made: what is said, by whom, and which part of the corpus it is for."""
-
-    id: str
-    split: str
-    text: str
-    speaker: str
-    labels: dict[str, Any]
-    scene: Scene = Scene()
-    seconds: float | None = None  # cut or fill to exactly this length
 
 
 def clip_rng(seed: int, clip_id: str) -> np.random.Generator:
@@ -85,9 +61,10 @@ def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.
     if not order.text:  # nobody speaks: the sound of an empty room
         quiet = noise(rng, int(order.seconds * RATE))
         return at_level(quiet, rng.uniform(*order.scene.noise_db)), np.zeros_like(quiet), labels
-    dry, rate, phones = speak(order.text, voice_of(order.speaker, rng, any_accent=any_accent))
+    voice = voice_of(order.speaker, rng, any_accent=any_accent)
+    dry, rate, phones = speak(order.text, voice if order.voice is None else order.voice)
     dry = soxr.resample(dry, rate, RATE)
-    before, after = rng.uniform(0.08, 0.3, size=2)
+    before, after = rng.uniform(*order.around, size=2)
     if order.seconds is not None:
         room_left = max(0.0, order.seconds - len(dry) / RATE)
         before = rng.uniform(0.15, 0.85) * room_left
@@ -101,63 +78,20 @@ def make_clip(order: Order, seed: int, *, any_accent: bool = False) -> tuple[np.
     return place(rng, dry, order.scene), dry, labels
 
 
-# ------------------------------------------------------------------------------------------ what to say
-
-
-def sentence_orders(seed: int) -> Iterator[Order]:
-    """Sentences: 40 training speakers (SID train, dev, test; all of it PR train), 8 for dev, 12 for test."""
-    rng = np.random.default_rng([seed, 1])
-    for split, speakers, count in (
-        ("train", TRAIN_SPEAKERS, 22),
-        ("dev", DEV_SPEAKERS, 10),
-        ("test", TEST_SPEAKERS, 12),
-    ):
-        for speaker in speakers:
-            for n in range(count):
-                part = "train" if n < 14 else "dev" if n < 17 else "test"
-                labels = {"sid": part} if split == "train" else {}
-                yield Order(f"sentence-{speaker}-{n:02d}", split, texts.sentence(rng), speaker, labels)
-
-
-def keyword_orders(seed: int) -> Iterator[Order]:
-    """One second each, as in Speech Commands: ten words, `_unknown_`, `_silence_`; dev and test speakers are unseen."""
-    rng = np.random.default_rng([seed, 2])
-    scene = Scene(noise_db=(-60.0, -40.0))
-    for split, speakers, each in (
-        ("train", TRAIN_SPEAKERS, 130),
-        ("dev", DEV_SPEAKERS, 20),
-        ("test", TEST_SPEAKERS, 24),
-    ):
-        for keyword in (*texts.KEYWORDS, "_unknown_", "_silence_"):
-            for n in range(each):
-                word = {"_unknown_": str(rng.choice(texts.UNKNOWN_WORDS)), "_silence_": ""}.get(keyword, keyword)
-                speaker = str(rng.choice(speakers)) if word else ""
-                name = f"keyword-{split}-{keyword.strip('_')}-{n:03d}"
-                yield Order(name, split, word, speaker, {"keyword": keyword}, scene, seconds=1.0)
-
-
-def unlabelled_orders(seed: int) -> Iterator[Order]:
-    """Speech for phase 1, by the training speakers only, in any accent, some of it through a telephone."""
-    scene = Scene(noise_db=(-60.0, -32.0), reverb_sec=(0.08, 0.5), band_limited=0.25)
-    for n in itertools.count():
-        rng = np.random.default_rng([seed, 3, n])
-        yield Order(f"unlabelled-{n:06d}", "train", texts.anything(rng), str(rng.choice(TRAIN_SPEAKERS)), {}, scene)
-
-
 # ------------------------------------------------------------------------------------------ writing it down
 
 
-def encode(wav: np.ndarray) -> bytes:
-    """(samples,) -> the bytes of an Opus file."""
+def encode(wav: np.ndarray, level: float = OPUS_LEVEL) -> bytes:
+    """(samples,) -> the bytes of an Opus file; `level` 0 is the best sound, 1 the smallest file."""
     file = io.BytesIO()
-    soundfile.write(file, wav, RATE, format="OGG", subtype="OPUS", compression_level=OPUS_LEVEL)
+    soundfile.write(file, wav, RATE, format="OGG", subtype="OPUS", compression_level=level)
     return file.getvalue()
 
 
-def _job(task: tuple[Order, int]) -> tuple[Order, bytes, int, dict[str, Any]]:
-    order, seed = task
+def _job(task: tuple[Order, int, float]) -> tuple[Order, bytes, int, dict[str, Any]]:
+    order, seed, level = task
     wav, _, labels = make_clip(order, seed)
-    return order, encode(wav), len(wav), labels
+    return order, encode(wav, level), len(wav), labels
 
 
 def _pair_job(task: tuple[Order, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -177,12 +111,16 @@ def _in_parallel(job: Callable, tasks: Iterable, workers: int) -> Iterator:
 def write_set(
     name: str, orders: Iterable[Order], folder: Path, *, seed: int = SEED, workers: int = 2
 ) -> tuple[int, float]:
-    """Write ``name.zip`` (Opus files) and ``name.jsonl.gz`` (one clip a line, gzipped). Returns (clips, seconds)."""
+    """Write ``name.zip`` (Opus files) and ``name.jsonl.gz`` (one clip a line, gzipped). Returns (clips, seconds).
+
+    The sound is the same every time, the bytes are not quite: an Opus file carries a random serial number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    level = OPUS_LEVELS.get(name, OPUS_LEVEL)
     rows = []
     with zipfile.ZipFile(folder / f"{name}.zip", "w", zipfile.ZIP_STORED) as archive:
-        for order, data, samples, labels in _in_parallel(_job, ((o, seed) for o in orders), workers):
-            member = zipfile.ZipInfo(f"{order.id}.opus", date_time=(2026, 1, 1, 0, 0, 0))  # the same zip every time
+        for order, data, samples, labels in _in_parallel(_job, ((o, seed, level) for o in orders), workers):
+            member = zipfile.ZipInfo(f"{order.id}.opus", date_time=(2026, 1, 1, 0, 0, 0))
             archive.writestr(member, data)
             rows.append(
                 {"id": order.id, "split": order.split, "speaker": order.speaker, "seconds": round(samples / RATE, 4)}
@@ -193,10 +131,11 @@ def write_set(
     return len(rows), sum(row["seconds"] for row in rows)
 
 
-def write_mini(folder: Path, *, seed: int = SEED, workers: int = 2) -> dict[str, tuple[int, float]]:
-    """Make every set of `mini` in `folder`. Returns {set: (clips, seconds)}."""
-    sets = {"sentences": sentence_orders(seed), "keywords": keyword_orders(seed)}
-    return {name: write_set(name, orders, folder, seed=seed, workers=workers) for name, orders in sets.items()}
+def write_mini(
+    folder: Path, *, sets: Iterable[str] = tuple(SETS), seed: int = SEED, workers: int = 2
+) -> dict[str, tuple[int, float]]:
+    """Make those sets of `mini` (default: all) in `folder`. Returns {set: (clips, seconds)}."""
+    return {name: write_set(name, SETS[name](seed), folder, seed=seed, workers=workers) for name in sets}
 
 
 def write_unlabelled(folder: Path, hours: float, *, seed: int = SEED, workers: int = 2, progress=None) -> Path:

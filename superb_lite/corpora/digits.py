@@ -7,17 +7,24 @@ Splits
 - KS and PR: voices never heard in training. Train: george (Greek accent), jackson (US), nicolas (Belgian French),
   yweweler (German). Dev: lucas (German). Test: theo (US). Both held-out accents occur in training, so that the test
   asks about a new voice and microphone, not about a new accent.
+- ASR: as PR, with the letters of the words.
 - SID: all six voices, the official split: recordings 0-4 of each digit are the test; 5-9 are our dev, 10-49 train.
+- ASV and SD: strings of digits, each recording used once. Six voices cannot make three sets of several, so train has
+  george, jackson and nicolas; dev has yweweler, new, beside other recordings of those three; test has lucas and theo,
+  whom neither has heard. With so few voices these two say little: `mini` has sixty.
+- QbE: one digit against strings of digits by other voices; no voice is in dev and in test. Nothing is trained.
 
 Source: https://github.com/Jakobovski/free-spoken-digit-dataset (README "Usage" for the official test set).
 Differs: SUPERB knows no such corpus; KS keeps its -3 dB, PR its symbols (``<pad> <eos> <unk>`` first), with phones from
-a ten-word dictionary instead of a forced alignment, so that their times are unknown (None).
+a ten-word dictionary instead of a forced alignment, so that their times are unknown (None). The recordings are trimmed:
+in SD a string of digits is speech from its beginning to its end.
 Taught in notebook 04 (keyword spotting).
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -28,7 +35,8 @@ from pathlib import Path
 import soundfile
 
 from superb_lite import files
-from superb_lite.text import DIGIT_PHONES, PhoneVocab
+from superb_lite.corpora import _lists
+from superb_lite.text import DIGIT_PHONES, PhoneVocab, letter_classes
 from superb_lite.types import Clip, CorpusMissing, Split, SuperbLiteError, UnknownName
 
 KEY = "digits"
@@ -41,7 +49,26 @@ TAKES = 50  # recordings per digit and speaker
 
 UNSEEN = {"train": ("george", "jackson", "nicolas", "yweweler"), "dev": ("lucas",), "test": ("theo",)}
 OFFICIAL = {"train": range(10, TAKES), "dev": range(5, 10), "test": range(5)}
-KS_GAIN_DB = -3.0
+GAIN_DB = -3.0  # KS, ASV and QbE turn their audio down, as the official recipes do
+
+# ASV and SD: voices of which all recordings are used, and voices of which only the official train or other ones are.
+KNOWN = ("george", "jackson", "nicolas")
+NEW = {"train": (), "dev": ("yweweler",), "test": ("lucas", "theo")}
+# Mean level of each voice in dBFS; ASV and SD bring all of them to COMMON_DB, else theo could be told by his loudness.
+LEVEL_DB = {"george": -25, "jackson": -21, "lucas": -24, "nicolas": -25, "theo": -42, "yweweler": -38}
+COMMON_DB = -40  # a few of theo's are as loud as the others' and would be clipped if he was turned up more
+STRING_DIGITS = 5  # digits in a string of ASV
+STRING_PAUSE_SEC = (0.03, 0.15)  # short enough to be one turn
+MOST_TRIALS = 1000  # of each kind
+DIALOGUES = {"train": 240, "dev": 60, "test": 200}
+DIALOGUE_SEC = (1.0, 9.0)
+DIALOGUE_NOISE_DB = (-60.0, -48.0)
+# QbE: who asks, who is searched; how often each digit is asked for, how many strings are searched, and their noise.
+ASKING = {"dev": ("lucas",), "test": ("theo", "yweweler")}
+SEARCHED = {"dev": ("george",), "test": ("jackson", "nicolas")}
+QUERIES = {"dev": 5, "test": 8}
+DOCUMENTS = {"dev": 60, "test": 90}
+DOCUMENT_NOISE_DB = (-45.0, -33.0)
 
 COMMIT = "26eb9aaf76e81b692f806f9140c2d2777410d7a1"
 URL = f"https://github.com/Jakobovski/free-spoken-digit-dataset/archive/{COMMIT}.tar.gz"
@@ -57,7 +84,7 @@ _DONE = "done.json"  # {file name: [seconds, bytes, sha256]}, written last
 
 def ks(split: str, fold: int = 0) -> Split:
     """Keyword spotting: which of ten words, by a voice never heard in training. Label ``keyword``; -3 dB."""
-    return _split(split, fold, WORDS, speakers=UNSEEN, gain_db=KS_GAIN_DB)
+    return _split(split, fold, WORDS, speakers=UNSEEN, gain_db=GAIN_DB)
 
 
 def sid(split: str, fold: int = 0) -> Split:
@@ -69,6 +96,62 @@ def pr(split: str, fold: int = 0) -> Split:
     """Phoneme recognition by a voice never heard in training. Label ``phones``: [[phone, None, None], ...]."""
     vocab = PhoneVocab.of(phone for phones in DIGIT_PHONES.values() for phone in phones)
     return _split(split, fold, vocab.symbols, speakers=UNSEEN)
+
+
+def asr(split: str, fold: int = 0) -> Split:
+    """Speech recognition of one word by a voice never heard in training. Label ``text``; classes: its letters."""
+    return _split(split, fold, letter_classes(sorted(set("".join(WORDS).upper()))), speakers=UNSEEN)
+
+
+def asv(split: str, fold: int = 0) -> Split:
+    """Speaker verification: are two strings of five digits by one voice? -3 dB. Classes are the three known voices."""
+    _refuse_strange(split, fold)
+    strings = []
+    for speaker, own in _voices(split).items():
+        dice = _lists.Dice("strings", split, speaker)
+        mixed = dice.shuffled(own)
+        for number in range(len(mixed) // STRING_DIGITS):
+            chosen = mixed[number * STRING_DIGITS : (number + 1) * STRING_DIGITS]
+            spoken = _lists.line(chosen, dice, STRING_PAUSE_SEC)
+            name = f"string-{split}-{speaker}-{number:03d}"
+            strings.append(_lists.recording(name, spoken, {"speaker": speaker}, gain_db=GAIN_DB))
+    trials = () if split == "train" else _lists.speaker_trials(f"{KEY} {split}", strings, MOST_TRIALS)
+    return Split(KEY, split, tuple(strings), KNOWN, fold, trials)
+
+
+def sd(split: str, fold: int = 0) -> Split:
+    """Speaker diarization: who of two reads digits when? Label ``turns``: [[speaker, start_sec, end_sec], ...]."""
+    _refuse_strange(split, fold)
+    lines = {speaker: _strings(own, _lists.Dice("lines", split, speaker)) for speaker, own in _voices(split).items()}
+    pairs = [(lines[a], lines[b]) for a, b in itertools.combinations(lines, 2) if split != "dev" or b in NEW[split]]
+    dialogues = _lists.dialogues(
+        f"dialogue-{split}", pairs, DIALOGUES[split], seconds=DIALOGUE_SEC, noise_db=DIALOGUE_NOISE_DB
+    )
+    return Split(KEY, split, dialogues, ("first", "second"), fold)
+
+
+def qbe(split: str, fold: int = 0) -> Split:
+    """Query by example: one digit, to be found in strings of three to five by other voices, in noise. -3 dB.
+
+    Label ``role`` is query or document. Every query is compared with every document; train is dev.
+    """
+    _refuse_strange(split, fold)
+    if split == "train":
+        return replace(qbe("dev", fold), name="train")
+    everybody = _lists.by_speaker(clips())
+    dice = _lists.Dice("queries", split)
+    queries = []
+    for word in WORDS:
+        own = [clip for speaker in ASKING[split] for clip in everybody[speaker] if clip.label("keyword") == word]
+        queries += dice.shuffled(own)[: QUERIES[split]]
+    queries = [replace(clip, labels={**clip.labels, "role": "query"}, gain_db=GAIN_DB) for clip in queries]
+    decks = [dice.deck(everybody[speaker]) for speaker in SEARCHED[split]]
+    lines = [
+        _lists.line([next(decks[number % len(decks)]) for _ in range(3 + number % 3)], dice, STRING_PAUSE_SEC)
+        for number in range(DOCUMENTS[split])
+    ]
+    documents = _lists.documents(f"document-{split}", lines, gain_db=GAIN_DB, noise_db=DOCUMENT_NOISE_DB)
+    return Split(KEY, split, (*queries, *documents), (), fold, _lists.phrase_trials(queries, documents))
 
 
 def clips() -> tuple[Clip, ...]:
@@ -238,16 +321,41 @@ def _split(
     gain_db: float = 0.0,
 ) -> Split:
     """The clips of split `name` by the allowed speakers and takes; None allows all."""
-    if name not in OFFICIAL:
-        raise UnknownName.among("split", name, tuple(OFFICIAL))
-    if fold != 0:
-        raise UnknownName.among(f"fold of corpus {KEY!r}", str(fold), ("0",))
+    _refuse_strange(name, fold)
     chosen = []
     for clip in clips():
         _, speaker, take = _parse(clip.id)
         if (speakers is None or speaker in speakers[name]) and (takes is None or take in takes[name]):
             chosen.append(replace(clip, gain_db=gain_db))
     return Split(KEY, name, tuple(chosen), tuple(classes), fold)
+
+
+def _refuse_strange(split: str, fold: int) -> None:
+    if split not in OFFICIAL:
+        raise UnknownName.among("split", split, tuple(OFFICIAL))
+    if fold != 0:
+        raise UnknownName.among(f"fold of corpus {KEY!r}", str(fold), ("0",))
+
+
+def _voices(split: str) -> dict[str, list[Clip]]:
+    """The recordings of ASV and SD by voice, the known voices first; train and dev share voices, but no recording."""
+    known = {"train": KNOWN, "dev": KNOWN, "test": ()}[split]
+    found = _lists.by_speaker(
+        replace(clip, gain_db=float(COMMON_DB - LEVEL_DB[clip.label("speaker")])) for clip in clips()
+    )
+    train = OFFICIAL["train"]
+    voices = {name: [c for c in found[name] if (_parse(c.id)[2] in train) == (split == "train")] for name in known}
+    return voices | {name: found[name] for name in NEW[split]}
+
+
+def _strings(recordings: Sequence[Clip], dice: _lists.Dice) -> list[_lists.Line]:
+    """Three to five digits in a row, until every recording is used."""
+    mixed, strings = dice.shuffled(recordings), []
+    while mixed:
+        count = dice.whole(3, 5)
+        strings.append(_lists.line(mixed[:count], dice, STRING_PAUSE_SEC))
+        mixed = mixed[count:]
+    return strings
 
 
 def _listed(names: list[str], most: int = 20) -> str:

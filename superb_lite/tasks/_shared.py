@@ -17,8 +17,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from superb_lite.files import cache_root, write_atomically
+from superb_lite.heads import BLSTM, SpecAugment
+from superb_lite.losses import ctc
 from superb_lite.metrics import accuracy
-from superb_lite.types import RATE, Clip, LabelMissing, Split
+from superb_lite.types import RATE, Clip, LabelMissing, Recipe, Split
 
 TOY_CLIPS = {"train": 12, "dev": 5, "test": 8}  # of each class
 
@@ -66,6 +68,47 @@ def class_accuracy(predictions: Mapping[str, str], label: str, split: Split) -> 
     """{"acc": percent of clips whose class is right}. Every clip of the split must have a prediction."""
     refs = [clip.label(label) for clip in split.clips]
     return {"acc": accuracy(refs, [predictions[clip.id] for clip in split.clips])}
+
+
+# ---------------------------------------------------------------------------------- letters: ASR and SF
+
+AUGMENT_SIZES = ("warp", "freq_masks", "freq_width", "time_masks", "time_width")
+TOY_BLSTM = {"projector": 32, "hidden": 32, "warp": 2, "freq_width": 3, "time_width": 3}
+
+
+def blstm(dim: int, split: Split, recipe: Recipe) -> BLSTM:
+    """SUPERB's head for letters behind SpecAugment. What `recipe.sizes` does not name is as large as in SUPERB.
+
+    Raises TypeError for a size that neither of the two has.
+    """
+    augment = {name: size for name, size in recipe.sizes.items() if name in AUGMENT_SIZES}
+    sizes = {name: size for name, size in recipe.sizes.items() if name not in AUGMENT_SIZES}
+    return BLSTM(dim, len(split.classes), augment=SpecAugment(**augment), **sizes)
+
+
+def ctc_loss(head: torch.nn.Module, out: Tensor, lengths: Tensor, targets: tuple[Tensor, ...]) -> Tensor:
+    """CTC with class 0 as the blank. out: (batch, frames, vocab) logits; targets: symbols and their numbers."""
+    symbols, counts = targets
+    return ctc(out, lengths, symbols, counts)
+
+
+def symbol_targets(
+    clips: Sequence[Clip], label: str, rows: Sequence[Sequence[str]], split: Split
+) -> tuple[Tensor, ...]:
+    """((clips, symbols) int64 padded with 0, (clips,) int64 number of symbols) of one list of symbols per clip.
+
+    Raises:
+        LabelMissing: a symbol is not among the split's classes, or a list holds the closing symbol only.
+    """
+    places = {symbol: number for number, symbol in enumerate(split.classes)}
+    targets = []
+    for clip, tokens in zip(clips, rows, strict=True):
+        strange = [token for token in tokens if token not in places]
+        if strange or len(tokens) < 2:
+            raise outside(clip, label, strange[0] if strange else "", split)
+        targets.append(torch.tensor([places[token] for token in tokens]))
+    padded = torch.nn.utils.rnn.pad_sequence(targets, batch_first=True)
+    return padded, torch.tensor([len(row) for row in targets])
 
 
 # ------------------------------------------------------------------------------------------------- toys
