@@ -49,8 +49,9 @@ class Plan:
 
     hours: float = 4.5
     stages: tuple[Stage, ...] = (
-        Stage("mfcc", 200, 5000),
-        Stage(3, 200, 11000, speed=1.15),
+        Stage("mfcc", 200, 4000, speed=1.15, warp=0.12, colour=0.5),
+        Stage(3, 200, 8000, speed=1.15, warp=0.12, colour=0.5),
+        Stage(3, 250, 16000, speed=1.15, warp=0.12, colour=0.5),
     )
     lr: float = 1.5e-3
     batch_sec: float = 16.0
@@ -326,12 +327,12 @@ def _write(name, network, out: Path, plan: Plan, speech: Speech, curves, device:
     files.write_atomically(out, safetensors.torch.save(half))
     hours = float(speech.lengths.sum()) / RATE / 3600
     card = {
-        "name": name, "method": "HuBERT: masked prediction of k-means units, two iterations",
+        "name": name, "method": "HuBERT: masked prediction of k-means units, three iterations",
         "data": f"{hours:.2f} h of unlabelled synthetic English (espeak-ng, the 40 training voices, rooms, noise)",
         "clips": len(speech), "plan": asdict(plan), "steps": sum(stage.steps for stage in plan.stages),
         "curves": [[list(point) for point in curve] for curve in curves], "final_loss": curves[-1][-1][1],
         "final_right_percent": curves[-1][-1][2], "parameters": sum(p.numel() for p in network.parameters()),
         "precision": "float16", "device": device, "torch": torch.__version__, "licence": "MIT",
-        "differs": "HuBERT restarts from random weights in its second iteration; here the network goes on learning",
+        "differs": "HuBERT restarts from random weights in every iteration; here the network goes on learning",
     }  # fmt: skip
     files.write_atomically(out.with_suffix(".json"), json.dumps(card, indent=1).encode())

@@ -119,9 +119,15 @@ def test_turns_are_the_phone_times_of_the_parts(dialogues):
             stretch = (part.start + 0.2, part.start + lengths[part.digest] - 0.2)
             expected.setdefault(part.digest[:3], []).append(stretch)
         for speaker, own in turns_of(clip).items():
+            assert all(b[0] >= a[1] for a, b in itertools.pairwise(sorted(expected[speaker]))), "two mouths"
             wanted = _lists.merged(expected[speaker])
             assert len(own) == len(wanted)
             assert flat(own) == pytest.approx(flat(wanted), abs=1e-3)
+
+
+def test_nobody_may_interrupt_themselves():
+    assert _lists._alternates({"a": [(0, 2), (2, 3)], "b": [(1, 4)]})
+    assert not _lists._alternates({"a": [(0, 2), (1.9, 3)], "b": [(1, 4)]})
 
 
 def test_pairs_and_sentences_are_used_evenly(dialogues):

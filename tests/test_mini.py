@@ -74,9 +74,10 @@ def test_sid_hears_the_same_speakers_everywhere_saying_other_things():
 
 
 def test_phone_times_are_ordered_and_inside_the_clip():
-    for clip in mini.pr("test").clips:
+    split = mini.pr("test")
+    for clip in split.clips:
         phones = clip.labels["phones"]
-        assert {name for name, _, _ in phones} <= set(mini.pr("test").classes)
+        assert {name for name, _, _ in phones} <= set(split.classes)
         starts, ends = [p[1] for p in phones], [p[2] for p in phones]
         assert starts == sorted(starts) and starts[0] >= 0.05 and ends[-1] <= clip.seconds
         assert all(end > start for start, end in zip(starts, ends, strict=True)), clip.id
@@ -188,15 +189,19 @@ def test_texts_are_words_of_letters_and_every_asr_clip_has_one():
 
 
 def test_commands_and_requests_use_the_classes_of_training():
+    order = ["action", "object", "location"]
     for name in SPLITS:
-        for clip in mini.ic(name).clips:
-            assert all(f"{slot}={clip.label(slot)}" in mini.ic("train").classes for slot in ("action", "object"))
-        for clip in mini.sf(name).clips:
+        ic, sf = mini.ic(name), mini.sf(name)
+        for clip in ic.clips:
+            assert all(f"{slot}={clip.label(slot)}" in ic.classes for slot in order)
+        for clip in sf.clips:
             assert len(clip.label("tags")) == len(clip.label("text").split())
-            assert all(tag == "O" or f"B-{tag}" in mini.sf("train").classes for tag in clip.label("tags"))
-    slots = [name.split("=")[0] for name in mini.ic("test").classes]
-    assert slots == sorted(slots, key=["action", "object", "location"].index)
-    assert len(mini.sf("test").classes) == 31 + 2 * 11
+            assert all(tag == "O" or f"B-{tag}" in sf.classes for tag in clip.label("tags"))
+        slots = [value.split("=")[0] for value in ic.classes]
+        assert slots == sorted(slots, key=order.index)
+        assert len(sf.classes) == 31 + 2 * 11
+    said = {tag for clip in mini.sf("train").clips for tag in clip.label("tags")} - {"O"}
+    assert {f"B-{tag}" for tag in said} <= set(sf.classes) and len(said) == 11, "training has every slot"
 
 
 def test_folds_of_emotion_test_one_session_each():

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from superb_lite import heads, metrics, text
+from superb_lite import heads, lm, metrics, text
 from superb_lite.text import DIGIT_PHONES, PhoneVocab, collapse
 
 FIXTURES = Path(__file__).parent / "fixtures"
 
 
-@pytest.mark.parametrize("module", [text, metrics, heads], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [text, lm, metrics, heads], ids=lambda module: module.__name__)
 def test_examples_in_docstrings(module):
     failed, tried = doctest.testmod(module)
     assert failed == 0

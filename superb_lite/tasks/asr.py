@@ -133,7 +133,7 @@ def _lexicon(corpus: str, fold: int, classes: tuple[str, ...]) -> Lexicon | None
     try:
         train = toy("train", fold) if corpus == "toy" else get_corpus(corpus).asr("train", fold)
     except (SuperbLiteError, AttributeError) as error:
-        log.warning("no language model for corpus %r, so wer_lm is wer: where is its training text? (%s)", corpus, error)
+        log.warning("no language model for corpus %r, so wer_lm is wer: no training text (%s)", corpus, error)
         return None
     return Lexicon(NGram([clip.label(LABEL) for clip in train.clips], ORDER), classes)
 

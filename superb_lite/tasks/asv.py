@@ -39,7 +39,7 @@ SUPERB = Recipe(
     "superb", steps=200_000, batch=10, accumulate=5, lr=1e-4, eval_every=20_000, clip_norm=1000.0, optimizer="adamw",
     crop_sec=8.0, sizes={"width": 512, "last": 1500, "embedding": EMBEDDING},
 )  # fmt: skip
-# A five-hundredth of the steps, so ten times the lr; a network a thirtieth as large, on shorter stretches of clips of 3 s.
+# A five-hundredth of the steps, so ten times the lr; a network a thirtieth as large; half of each clip at a time.
 MINI = Recipe(
     "mini", steps=400, batch=32, lr=1e-3, eval_every=50, clip_norm=1000.0, optimizer="adamw", crop_sec=1.5,
     sizes={"width": 96, "last": 192, "embedding": 96},

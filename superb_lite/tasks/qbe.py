@@ -28,15 +28,14 @@ from superb_lite.corpora import get_corpus
 from superb_lite.files import write_atomically
 from superb_lite.metrics import mtwv
 from superb_lite.tasks._shared import tone, toy_clip, toy_seed
-from superb_lite.types import Clip, ContractBroken, Corpus, LabelMissing, Metric, Recipe, Split, Task
+from superb_lite.types import Clip, ContractBroken, Corpus, Metric, Recipe, Split, Task
 
 LABEL = "role"
-ROLES = ("query", "document")
 DIGITS = 4  # of a score as the benchmark writes and scores it
 DECISION = 2.0  # the benchmark answers YES above this many standard deviations
 
 # There is nothing to train: SUPERB's recipe and ours are the same.
-NOTHING = {"steps": 0, "batch": 1, "lr": 0.0, "eval_every": 0}
+NOTHING = {"steps": 0, "batch": 1, "lr": 0.0, "eval_every": 1}
 SUPERB, MINI = Recipe("superb", **NOTHING), Recipe("mini", **NOTHING)
 
 TOY_TONES = {"a": (350.0,), "b": (900.0,), "c": (1800.0,), "d": (3200.0,)}
@@ -51,42 +50,25 @@ def compare(features: Mapping[str, Any], split: Split) -> dict[tuple[str, str], 
         features: {clip id: (frames, dim)}, arrays or tensors: the states of one layer, not standardised
 
     Raises:
-        LabelMissing: a clip has no role, or one that is neither query nor document.
-        ContractBroken: there are no trials, a trial is no pair of a query and a document, or a clip has no features.
+        ContractBroken: there are no trials, or a clip in one of them has no features.
     """
-    places = _places(split)
-    missing = [clip for clip in split.clips if clip.id not in features]
-    if missing:
-        raise ContractBroken(f"clip {missing[0].id!r} of {split.corpus} {split.name} has no features; extract them all")
-    names = [*places["query"], *places["document"]]
-    frames = dtw.standardise([features[name] for name in names])
-    count = len(places["query"])
-    table = dtw.standardise_scores(dtw.scores(frames[:count], frames[count:])).tolist()
-    found = {}
-    for query, document, _ in split.trials:
-        if query not in places["query"] or document not in places["document"]:
-            raise ContractBroken(
-                f"trial ({query!r}, {document!r}) of {split.corpus} {split.name} is not a pair of a query and a "
-                "document of that split; correct Split.trials"
-            )
-        found[query, document] = table[places["query"][query]][places["document"][document]]
-    return found
-
-
-def _places(split: Split) -> dict[str, dict[str, int]]:
-    """{role: {clip id: its place among those}}. Raises LabelMissing, ContractBroken."""
-    places: dict[str, dict[str, int]] = {role: {} for role in ROLES}
-    for clip in split.clips:
-        role = clip.label(LABEL)
-        if role not in places:
-            raise LabelMissing(f"clip {clip.id!r} ({clip.audio}) has role {role!r}, expected query or document")
-        places[role][clip.id] = len(places[role])
     if not split.trials:
         raise ContractBroken(
             f"the {split.name} split of {split.corpus} has no trials; give it Split.trials, (query id, document id, "
             "True if it is in it) for every pair"
         )
-    return places
+    queries = list(dict.fromkeys(query for query, _, _ in split.trials))
+    documents = list(dict.fromkeys(document for _, document, _ in split.trials))
+    missing = [name for name in (*queries, *documents) if name not in features]
+    if missing:
+        raise ContractBroken(
+            f"clip {missing[0]!r} is in a trial of {split.corpus} {split.name}, but has no features; extract all clips "
+            "of the split, or correct Split.trials"
+        )
+    frames = dtw.standardise([features[name] for name in (*queries, *documents)])
+    table = dtw.standardise_scores(dtw.scores(frames[: len(queries)], frames[len(queries) :])).tolist()
+    row, column = ({name: place for place, name in enumerate(names)} for names in (queries, documents))
+    return {(query, document): table[row[query]][column[document]] for query, document, _ in split.trials}
 
 
 def rounded(predictions: Mapping[tuple[str, str], float]) -> dict[tuple[str, str], float]:
@@ -131,11 +113,10 @@ def write_stdlist(predictions: Mapping[tuple[str, str], float], path: str | Path
 
 def toy(split: str, fold: int) -> Split:
     """Queries are four tones in a row, documents seven or eight; a query's tones are there in its order, or not."""
-    seed = "dev" if split == "train" else split  # nothing is trained
-    queries = [_melody(f"qbe-{seed}-{fold}-{word}", word, "query") for word in TOY_QUERIES]
+    queries = [_melody(f"qbe-{split}-{fold}-{word}", word, "query") for word in TOY_QUERIES]
     documents = []
     for number in range(TOY_DOCUMENTS * (len(TOY_QUERIES) + 1)):
-        name = f"qbe-{seed}-{fold}-{number}"
+        name = f"qbe-{split}-{fold}-{number}"
         word = (*TOY_QUERIES, "")[number % (len(TOY_QUERIES) + 1)]
         documents.append(_melody(name, _around(name, word), "document"))
     trials = tuple(

@@ -1,7 +1,7 @@
 """HuBERT: hide pieces of speech from a transformer and let it guess which sound unit was there.
 
 The units come from clustering, so no label is needed: first k-means over MFCCs, then k-means over what
-the network of the first round has learned. The network is torchaudio's: a front end that makes
+the network has learned so far. The network is torchaudio's: a front end that makes
 a frame every 20 ms, a positional convolution, and a transformer.
 
 `tiny_hubert` is pre-trained by us on synthetic speech (see its card in ``weights/``); `random` is the same
@@ -50,8 +50,8 @@ def frames_of(samples: int) -> int:
     return (1 + (samples - 400) // 160) // 2
 
 
-def tiny_network(dim: int = 128, blocks: int = 4) -> torchaudio.models.Wav2Vec2Model:
-    """HuBERT's network, shrunk: 4 post-norm blocks of 128 dimensions behind a fixed log-mel front end."""
+def tiny_network(dim: int = 192, blocks: int = 4) -> torchaudio.models.Wav2Vec2Model:
+    """HuBERT's network, shrunk: 4 post-norm blocks of 192 dimensions behind a fixed log-mel front end."""
     network = torchaudio.models.wav2vec2_model(
         extractor_mode="layer_norm", extractor_conv_layer_config=[(160, 1, 1)], extractor_conv_bias=False,
         encoder_embed_dim=dim, encoder_projection_dropout=0.0, encoder_pos_conv_kernel=32, encoder_pos_conv_groups=8,
@@ -109,7 +109,6 @@ class MaskedUnits(nn.Module):
         self,
         network: nn.Module,
         units: int,
-        dim: int = 128,
         span: int = 10,
         start_rate: float = 0.065,
         alpha: float = 0.5,
@@ -153,8 +152,8 @@ def tiny_hubert(path: str | Path | None = None) -> Hubert:
 
 def _card(name: str, method: str, corpus: str, source: str, build, notes: str) -> Card:
     return Card(
-        name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=748_384, layers=5,
-        dim=128, stride=320, licence="MIT", source=source, build=build, notes=notes,
+        name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=1_663_072, layers=5,
+        dim=192, stride=320, licence="MIT", source=source, build=build, notes=notes,
     )  # fmt: skip
 
 
