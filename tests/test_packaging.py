@@ -39,7 +39,7 @@ COLAB = {
 # Package names that differ between conda-forge and PyPI, and what conda may bring besides Python packages.
 CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "pysoundfile": "soundfile"}
 CONDA_ONLY = {"python", "pip", "ffmpeg", "espeak-ng"}
-IMPORT_NAMES = {"pillow": "PIL", "scikit-learn": "sklearn"}
+IMPORT_NAMES = {"dtw-python": "dtw", "pillow": "PIL", "scikit-learn": "sklearn"}
 
 
 # ------------------------------------------------------------------------------------------- pyproject
@@ -93,7 +93,8 @@ def test_every_package_that_the_library_imports_is_a_dependency():
     known = {IMPORT_NAMES.get(name, name) for name in CORE} | set(sys.stdlib_module_names) | {"superb_lite"}
     known |= {"IPython", "packaging", "jupyter_client"}  # brought by ipywidgets, matplotlib, ipykernel
     for lines in EXTRAS.values():
-        known |= {Requirement(line).name.partition(".")[0].replace("-", "_").lower() for line in lines}
+        names = [Requirement(line).name for line in lines]
+        known |= {IMPORT_NAMES.get(name, name.partition(".")[0].replace("-", "_").lower()) for name in names}
     for path in sorted((ROOT / "superb_lite").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []

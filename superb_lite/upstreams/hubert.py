@@ -115,6 +115,7 @@ class MaskedUnits(nn.Module):
     ):
         super().__init__()
         self.network, self.span, self.start_rate, self.alpha = network, span, start_rate, alpha
+        dim = network.encoder.transformer.layer_norm.normalized_shape[0]
         self.hidden_frame = nn.Parameter(torch.rand(dim))
         self.guess = nn.Linear(dim, units)
 

@@ -339,7 +339,7 @@ EXERCISES = {
         tolerance=1e-3,
         wrong=(
             WrongAnswer(
-                "lag 0", _lag_zero, "the search begins at lag 0, where every sound is like itself: begin at 16000 // high"
+                "lag 0", _lag_zero, "the search begins at lag 0, where all sound is like itself: begin at 16000 // high"
             ),
             WrongAnswer("lag", _as_lag, "it is the lag in samples: a repetition every lag samples is 16000 / lag Hz"),
             WrongAnswer(
@@ -379,14 +379,14 @@ EXERCISES = {
                 "each its own", _each_its_own, "test is scaled with its own mean and spread: use those of train"
             ),
             WrongAnswer(
-                "nearest clip", _nearest_clip, "it takes the class of the nearest clip of train: average each class first"
+                "nearest clip", _nearest_clip, "it takes the class of the nearest training clip: average classes first"
             ),
             WrongAnswer("farthest", _farthest, "it takes the centroid that is farthest: argmin, not argmax"),
         ),
         hints=(
             "Three steps: scale both with the mean and spread of train; one mean per class; the nearest one wins.",
             "centres = torch.stack([train[labels == n].mean(0) for n in range(labels.max() + 1)]) after scaling",
-            "mean, spread = train.mean(0), train.std(0); test = (test - mean) / spread; torch.cdist(test, centres).argmin(1)",
+            "mean, spread = train.mean(0), train.std(0); torch.cdist((test - mean) / spread, centres).argmin(1)",
         ),
     ),
     "er.q4": Exercise(
@@ -401,7 +401,7 @@ EXERCISES = {
                 "everything kept", _all_kept, "frustrated and unclear clips are in it: keep only what the mapping names"
             ),
             WrongAnswer(
-                "by clip", _by_clip, "clips are dealt out one by one, so the test's people train too: test = session `fold`"
+                "by clip", _by_clip, "clips are dealt out one by one, so its people train too: test = session `fold`"
             ),
             WrongAnswer(
                 "dev from test", _dev_from_test, "dev is a part of the test: then the head is chosen on its own exam"
@@ -420,7 +420,7 @@ EXERCISES = {
         inputs=_answer_inputs,
         wrong=(
             WrongAnswer(
-                "mean is pooled", _mean_is_pooled, "the fold mean weighs large folds more: first one accuracy per fold, "
+                "mean is pooled", _mean_is_pooled, "the fold mean weighs large folds more: one accuracy per fold, "
                 "then their plain mean"
             ),
             WrongAnswer("pooled is mean", _pooled_is_mean, "pooled means: all clips in one heap, then one accuracy"),
@@ -437,7 +437,8 @@ EXERCISES = {
         hints=(
             "Accuracy is the mean of (true == answer). Do it per fold, and once for everything.",
             "recall of a class: of the clips whose truth it is, the share answered right; only classes that occur",
-            "recalls = [np.mean([a == c for t, a in zip(truth, answers) if t == c]) for c in set(truth)]; 100 * np.mean(recalls)",
+            "recalls = [np.mean([a == c for t, a in zip(truth, answers) if t == c]) for c in set(truth)]; 100 * "
+            "np.mean(recalls)",
         ),
     ),
 }
