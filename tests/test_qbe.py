@@ -40,7 +40,6 @@ def settings(case):
     return {"kind": case["dist_method"], "scaled": case["minmax_norm"]}
 
 
-
 def noise(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -405,8 +404,18 @@ def test_the_benchmark_command_prints_a_comparison():
 
     done = CliRunner().invoke(app, "bench qbe --corpus generated --queries 4 --documents 5".split())
     assert done.exit_code == 0, done.output
-    for part in ("20 pairs", "M cells/s", "times faster; largest difference", "dtw-python"):
+    for part in ("20 pairs", "M cells/s", "by processor time", "largest difference", "dtw-python, 1 thread"):
         assert part in done.output
+
+
+def test_the_benchmark_does_not_believe_the_clock_of_a_busy_machine():
+    from superb_lite.bench import Comparison, Took
+
+    alone = Comparison(10, 10_000, ours=Took(0.5, 1.0), theirs=Took(11.0, 10.0), gap=1e-7, threads=2)
+    assert (alone.ratio, alone.processor_ratio, alone.busy) == (22.0, 10.0, False)
+    assert "other programs" not in str(alone)
+    shared = replace(alone, theirs=Took(80.0, 10.0))
+    assert shared.busy and "believe the processor time" in str(shared)
 
 
 def test_the_benchmark_fails_if_scores_differ(monkeypatch):
