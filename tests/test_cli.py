@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from superb_lite import cli, doctor
 from superb_lite.results import ResultsTable
+from superb_lite.rounds import quick
 from superb_lite.types import Score, SuperbLiteError
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +71,7 @@ def fake_olympics(monkeypatch):
 
 def test_every_command_is_known_here():
     names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
-    assert names == {*COMMANDS, "course"}
+    assert names == {*COMMANDS, "course"}  # bench is a group of commands
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -103,14 +104,14 @@ def test_unknown_option_and_command_are_exit_code_2():
 
 def test_olympics_passes_its_options_on(fake_olympics, tmp_path):
     out = tmp_path / "out"
-    words = "--corpus digits --upstreams random,fbank --tasks pr,ks --rounds 2 --seeds 3 --device cpu".split()
+    words = "--corpus digits --upstreams random,fbank --tasks pr,ks --rounds 2 --seeds 3 --quick --device cpu".split()
     result = run("olympics", *words, "--out", str(out))
     assert result.exit_code == 0, result.output
     asked = {key: value for key, value in fake_olympics.items() if key not in ("progress", "on_score")}
     assert [round.number for round in asked.pop("rounds")] == [2]
     assert asked == {
         "upstreams": ("random", "fbank"), "tasks": ("pr", "ks"), "corpus": "digits", "seeds": 3, "device": "cpu",
-        "out": out,
+        "out": out, "adjust": quick,
     }  # fmt: skip
 
 
@@ -241,7 +242,7 @@ def test_upstreams_as_a_table_names_everyone():
     text = run("upstreams").output
     names = ("fbank ", "fbank_cmvn ", "random ", "tiny_hubert ")
     rows = [line for line in text.splitlines() if line.strip().startswith(names)]
-    assert len(rows) == 4 and "5 x 128" in rows[-1] and "20 ms" in rows[-1]
+    assert len(rows) == 4 and "5 x 192" in rows[-1] and "20 ms" in rows[-1]
 
 
 def test_pretrain_passes_its_options_on(monkeypatch, tmp_path):
