@@ -52,6 +52,7 @@ class Plan:
         Stage("mfcc", 200, 4000, speed=1.15, warp=0.12, colour=0.5),
         Stage(3, 200, 8000, speed=1.15, warp=0.12, colour=0.5),
         Stage(3, 250, 16000, speed=1.15, warp=0.12, colour=0.5),
+        Stage(3, 250, 12000, speed=1.2, warp=0.15, colour=0.6),
     )
     lr: float = 1.5e-3
     batch_sec: float = 16.0
@@ -327,7 +328,7 @@ def _write(name, network, out: Path, plan: Plan, speech: Speech, curves, device:
     files.write_atomically(out, safetensors.torch.save(half))
     hours = float(speech.lengths.sum()) / RATE / 3600
     card = {
-        "name": name, "method": "HuBERT: masked prediction of k-means units, three iterations",
+        "name": name, "method": "HuBERT: masked prediction of k-means units, four iterations",
         "data": f"{hours:.2f} h of unlabelled synthetic English (espeak-ng, the 40 training voices, rooms, noise)",
         "clips": len(speech), "plan": asdict(plan), "steps": sum(stage.steps for stage in plan.stages),
         "curves": [[list(point) for point in curve] for curve in curves], "final_loss": curves[-1][-1][1],

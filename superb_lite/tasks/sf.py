@@ -29,7 +29,7 @@ SIZES = {
     "projector": 128, "hidden": 128, "layers": 2, "dropout": 0.2,
     "warp": 5, "freq_masks": 4, "freq_width": 9, "time_masks": 2, "time_width": 10,
 }  # fmt: skip
-MINI = Recipe("mini", steps=800, batch=16, lr=2e-3, eval_every=200, sizes=SIZES)
+MINI = Recipe("mini", steps=1000, batch=16, lr=5e-3, eval_every=250, sizes=SIZES)
 
 TOY_HZ = {"a": 300.0, "b": 700.0, "c": 1500.0, "d": 2700.0}
 TOY_VALUES = {"day": ("ab", "ba", "aba"), "city": ("cd", "dc", "cdc")}
