@@ -3,6 +3,7 @@
 Fixtures: head_sd_lstm_pit.npz (s3prl 0.4.18, random weights and inputs, CPU float32) and diarization.json, whose
 ``about`` says where each list comes from.
 """
+
 from __future__ import annotations
 
 import itertools

@@ -50,7 +50,7 @@ TOLERANCE = 5  # frames that an upstream may have more or less than the clip has
 SUPERB = Recipe(
     "superb", steps=30_000, batch=8, accumulate=4, lr=1e-4, eval_every=500, crop_sec=20.0, sizes={"hidden": 512}
 )
-# A fiftieth of the steps, a quarter of the clips in each, a quarter of the units; the lr was best on dev of three.
+# A fiftieth of the steps, a quarter of the clips in each, a quarter of the units; lr chosen on dev with tiny_hubert.
 MINI = Recipe("mini", steps=600, batch=8, lr=5e-3, eval_every=100, sizes={"hidden": 128})
 DIGITS = Recipe("digits", steps=600, batch=8, lr=5e-3, eval_every=100, sizes={"hidden": 128})
 
