@@ -1,7 +1,8 @@
 """The only things that learn: the weights over an upstream's layers, and SUPERB's deliberately simple heads.
 
-Both heads are two linear maps with **no activation** between them. So a clip's class depends on nothing but the mean
-of its frames, which is why utterance tasks may train on stored means, exactly and a thousand times faster.
+`MeanPoolLinear` and `FrameLinear` are two linear maps with **no activation** between them. So a clip's class depends on
+nothing but the mean of its frames, which is why utterance tasks may train on stored means, exactly and a thousand
+times faster. ASR and SF get recurrent layers (`BLSTM`), ASV an `XVector`, SD an `LSTM`.
 
 Source: SUPERB ``upstream/interfaces.py`` (Featurizer) and ``downstream/model.py`` (UtteranceLevel, FrameLevel).
 Taught in notebook 02 (freeze, weigh, probe).

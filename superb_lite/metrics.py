@@ -162,8 +162,8 @@ def eer(same: Sequence[bool], scores: Sequence[float]) -> float:
     Between two thresholds both errors change along a straight line. Arguments and errors as `det_points`.
     Source: superb/protocol.md section 3.5. Taught in notebook 08 (speaker verification).
 
-    >>> eer([True, True, True, False, False, False], [0.9, 0.8, 0.3, 0.4, 0.2, 0.1])
-    33.33333333333333
+    >>> round(eer([True, True, True, False, False, False], [0.9, 0.8, 0.3, 0.4, 0.2, 0.1]), 2)
+    33.33
     """
     _, accepts, rejects = det_points(same, scores)
     gap = accepts - rejects  # from -100 to 100, never falling

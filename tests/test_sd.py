@@ -271,7 +271,6 @@ def test_errors_agree_with_two_published_scorers(case):
 
 
 def test_errors_agree_with_pyannote_on_random_pairs():
-    pytest.importorskip("pyannote.metrics")
     from pyannote.core import Annotation, Segment, Timeline
     from pyannote.metrics.diarization import DiarizationErrorRate
 

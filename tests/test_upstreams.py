@@ -43,7 +43,8 @@ def test_batch_mates_do_not_matter(name):
         alone = upstream([wav])
         frames = int(alone.lengths[0])
         assert int(together.lengths[n]) == frames and abs(frames * upstream.stride - len(wav)) < 1000
-        torch.testing.assert_close(together.states[:, n, :frames], alone.states[:, 0], atol=1e-5, rtol=0)
+        # float32 rounds values near 1 in other places when matrices have other sizes
+        torch.testing.assert_close(together.states[:, n, :frames], alone.states[:, 0], atol=2e-5, rtol=0)
         assert together.states[:, n, frames:].abs().sum() == 0, "padding must be zeros"
 
 
