@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from superb_lite.results import ResultsTable
 
 MARK = "■"  # goes with the colour black, for eyes, screens and files that have no colours
+MOST_COLUMNS = 5  # tasks across in a terminal of 80 characters
 
 
 def write_report(table: ResultsTable, out: str | Path, *, reference: str = "fbank") -> tuple[Path, ...]:
@@ -63,7 +64,7 @@ def caveats(table: ResultsTable, *, reference: str = "fbank") -> list[str]:
     scores = [score for score in table.scores if score.split == "test"]
     found = [
         *_mixed(scores, "column", _column, "corpora", lambda score: score.corpus),
-        *_mixed(scores, "column", _column, "versions of the data", lambda score: f"{score.corpus} {score.data_hash}"),
+        *_mixed(scores, "column", _fold, "versions of the data", lambda score: f"{score.corpus} {score.data_hash}"),
         *_mixed(scores, "upstream", _upstream, "revisions of the weights", lambda score: score.revision),
         *_mixed(scores, "column", _column, "recipes", lambda score: f"{score.recipe}, lr {score.lr:g}"),
         *_mixed(scores, "column", _column, "versions of superb_lite", lambda score: score.version),
@@ -77,6 +78,10 @@ def caveats(table: ResultsTable, *, reference: str = "fbank") -> list[str]:
 
 def _column(score: Score) -> str:
     return f"{score.task.upper()} {score.metric}"
+
+
+def _fold(score: Score) -> str:
+    return _column(score) + (f", fold {score.fold + 1}" if score.fold else "")
 
 
 def _upstream(score: Score) -> str:
@@ -368,23 +373,30 @@ def terminal(table: ResultsTable, *, reference: str = "fbank", final: bool = Tru
 
 
 def _terminal_round(seen: View) -> RenderableType:
+    """Upstreams across, as everywhere; with more columns than a terminal has room for, tasks go down instead."""
     from rich.box import SIMPLE
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    def cell(row: int, column: int) -> Text:
+        text = seen.text(row, column)
+        if seen.black.iloc[row, column]:
+            return Text(f"{MARK} {text}", style="white on black")
+        return Text(text, style="bold" if seen.place.iloc[row, column] == 1 else "")
+
     says = f"{MARK} worse than {seen.reference}" if seen.reference in seen.means.index else seen.says
+    names, titles = list(seen.means.index), seen.titles
+    across = len(titles) <= MOST_COLUMNS
     grid = Table(box=SIMPLE)
-    grid.add_column("upstream", no_wrap=True)
-    for title in seen.titles:
+    grid.add_column("upstream" if across else "task", no_wrap=True)
+    for title in titles if across else names:
         grid.add_column(title, justify="right", no_wrap=True)
-    for row, name in enumerate(seen.means.index):
-        cells = []
-        for column in range(len(seen.titles)):
-            text = seen.text(row, column)
-            if seen.black.iloc[row, column]:
-                cells.append(Text(f"{MARK} {text}", style="white on black"))
-            else:
-                cells.append(Text(text, style="bold" if seen.place.iloc[row, column] == 1 else ""))
-        grid.add_row(name, *cells, end_section=name == seen.reference)
+    if across:
+        for row, name in enumerate(names):
+            cells = (cell(row, column) for column in range(len(titles)))
+            grid.add_row(name, *cells, end_section=name == seen.reference)
+    else:
+        for column, title in enumerate(titles):
+            grid.add_row(title, *(cell(row, column) for row in range(len(names))))
     return Group(Text(f"Round {seen.round}  ({says})", style="bold"), grid)

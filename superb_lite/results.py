@@ -273,11 +273,10 @@ class ResultsTable:
         heads = "".join(f"<th>{escape(self._head(task, metric))}</th>" for task, metric in means.columns)
         lines = []
         for name in means.index:
-            cells = "".join(
-                f'<td{_PAINT if black.loc[name, column] else ""}>'
-                f"{escape(show(means.loc[name, column], spreads.loc[name, column], self.metric(*column).decimals))}</td>"
-                for column in means.columns
-            )
+            cells = ""
+            for column in means.columns:
+                text = show(means.loc[name, column], spreads.loc[name, column], self.metric(*column).decimals)
+                cells += f"<td{_PAINT if black.loc[name, column] else ''}>{escape(text)}</td>"
             lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return f"<table><caption>round {round}</caption><tr><th></th>{heads}</tr>{''.join(lines)}</table>"
 

@@ -164,7 +164,7 @@ TASK = Task(
     domain="content",
     metrics=(
         Metric("wer", "word error rate", higher_is_better=False),
-        Metric("cer", "character error rate", higher_is_better=False),
+        Metric("cer", "character error rate", higher_is_better=False, in_table=False),
         Metric("wer_lm", "word error rate with a language model", higher_is_better=False),
     ),
     corpora={

@@ -149,7 +149,7 @@ TASK = Task(
     key="qbe",
     title="Query by example",
     domain="content",
-    metrics=(Metric("mtwv", "maximum term-weighted value", higher_is_better=True),),
+    metrics=(Metric("mtwv", "maximum term-weighted value", higher_is_better=True, decimals=3),),
     corpora={
         "mini": Corpus(lambda split, fold: get_corpus("mini").qbe(split, fold), MINI),
         "digits": Corpus(lambda split, fold: get_corpus("digits").qbe(split, fold), Recipe("digits", **NOTHING)),
