@@ -391,8 +391,8 @@ app.add_typer(bench, name="bench")
 def bench_qbe(
     corpus: Annotated[str, typer.Option(help="mini, digits, or generated: random walks.")] = "mini",
     upstream: Annotated[str, typer.Option(help="Whose last layer is aligned.")] = "tiny_hubert",
-    queries: Annotated[int, typer.Option(min=1, help="Of the test split; --documents likewise.")] = 30,
-    documents: Annotated[int, typer.Option(min=1)] = 30,
+    queries: Annotated[int, typer.Option(min=1, help="Of the test split; --documents likewise.")] = 90,
+    documents: Annotated[int, typer.Option(min=1)] = 90,
 ) -> None:
     """Query by example: our alignment against dtw-python's.
 

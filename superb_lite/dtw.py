@@ -6,8 +6,8 @@ moves on by 0, 1 or 2 frames; the query may begin and end anywhere in it. With d
     best[i, j] = d[i, j] + min(best[i - 1, j], best[i - 1, j - 1], best[i - 1, j - 2])      best[-1, j] = 0
     score      = -min over j of best[last, j] / query frames
 
-A row needs only the row before, so `scores` walks through the frames of the queries and does one row for
-several queries, many documents and all their frames in one vector operation.
+A row needs only the row before, and nothing of its own: `scores` computes the distances of many queries and
+documents as one matrix product, and Numba compiles the walk through it, whole rows at a time.
 
 Source: superb/protocol.md section 3.6 (dtw-python's step pattern ``asymmetric``, open begin and end).
 Taught in notebook 06 (query by example).
@@ -16,10 +16,13 @@ Taught in notebook 06 (query by example).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numba
 import numpy as np
 import torch
 from torch import Tensor
@@ -28,10 +31,8 @@ MIN_FRAMES = 5  # queries with fewer frames score 0 with every document
 STD_FLOOR = 1e-9  # of features, and of the scores of a query
 RANGE_FLOOR = 1e-9  # of the local distances of one query frame
 
-COLUMNS = 8192  # document frames in one operation, padding included ...
-QUERIES = 16  # ... for so many queries ...
-ROWS = 1024  # ... with at most so many frames together; these three keep the work in the processor's cache
-STEPS = 2  # query frames whose distances are scaled in one go
+ROWS, COLUMNS = 512, 2048  # about so many query and document frames in one matrix, to stay in the processor's cache
+FLOOR = RANGE_FLOOR / math.e  # of what is compared here, see `_priced`
 NARROW = 0.1  # a row whose range is below this part of its largest value is too flat for float32
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -159,7 +160,7 @@ def scores(queries: Sequence[Any], documents: Sequence[Any]) -> Tensor:
     """(queries, documents) float64: the score of every query in every document, at most 0, on the CPU.
 
     Distances are ``cosine_exp``, scaled. Queries shorter than MIN_FRAMES score 0. Equal to `align` to 1e-6. What else
-    is in the lists does not matter to a pair. The work is done where the documents are (CPU or CUDA).
+    is in the lists does not matter to a pair. As many threads work as torch may use, each on its own documents.
 
     Args:
         queries, documents: (frames, dim) each, arrays or tensors, already standardised
@@ -169,113 +170,129 @@ def scores(queries: Sequence[Any], documents: Sequence[Any]) -> Tensor:
 
     >>> word = torch.eye(6)
     >>> scores([word], [torch.cat([word, word]), word.flip(0)])[0, 0].item()
-    -0.0
+    0.0
     """
     queries, documents = _check("query", queries), _check("document", documents)
     for clip in (*queries, *documents):
         _same_dim(clip, documents[0])
-    found = torch.zeros(len(queries), len(documents), dtype=torch.float64)
-    units = [_unit(document.double()) for document in documents]
-    stacks = _stacks([_unit(query.double()).to(units[0].device) for query in queries])
-    for group in _groups([len(unit) for unit in units]):
-        padded = _pad([units[place] for place in group])
-        single = padded.float()
-        for stack in stacks:
-            cost, narrow = _costs(stack, single)
-            cost = cost.double()
-            if bool(narrow.any()):  # stretching a flat row magnifies rounding: those documents again, precisely
-                cost[:, narrow] = _costs(stack, padded[:, narrow])[0]
-            cost = cost.cpu() / torch.tensor(stack.lengths, dtype=torch.float64)[:, None]
-            found[torch.tensor(stack.places)[:, None], torch.tensor(group)] = -cost
-    return found
+    cost = np.zeros((len(queries), len(documents)))
+    asked = [_Block.of(queries, places) for places in _shares(queries, MIN_FRAMES, ROWS)]
+
+    def search(places: list[int]) -> None:
+        block = _Block.of(documents, places)
+        matrix = torch.empty(max([len(some.frames) for some in asked], default=0), len(block.frames))
+        for some in asked:
+            cost[np.ix_(some.places, places)] = _costs(some, block, matrix[: len(some.frames)])
+
+    with _one_thread_each() as pool:
+        list(pool.map(search, _shares(documents, 1, COLUMNS)))
+    return torch.from_numpy(0.0 - cost / np.array([[len(query)] for query in queries]))
+
+
+def _shares(clips: list[Tensor], shortest: int, size: int) -> list[list[int]]:
+    """Places of the clips that have at least `shortest` frames, together about `size` frames in each share."""
+    shares: list[list[int]] = []
+    room = 0
+    for place, clip in enumerate(clips):
+        if len(clip) < shortest:
+            continue
+        if not shares or len(clip) > room:
+            shares.append([])
+            room = size
+        shares[-1].append(place)
+        room -= len(clip)
+    return shares
 
 
 @dataclass(frozen=True)
-class _Stack:
-    """Queries that are matched together, the longest first, so that those still running are always the first ones.
+class _Block:
+    """Clips that are worked on together. places: in the list they come from; starts: of each, and the end of the last.
 
-    rows:   (frames of all queries, dim) float64: first frames of all, then second frames of those that have one ...
-    counts: how many queries have a first, a second ... frame
+    frames: of all clips, one behind the other, (frames, dim) float32, with length 1.
     """
 
     places: list[int]
-    lengths: list[int]
-    counts: list[int]
-    rows: Tensor
+    clips: list[Tensor]
+    starts: np.ndarray
+    frames: Tensor
+
+    @classmethod
+    def of(cls, everyone: list[Tensor], places: list[int]) -> _Block:
+        clips = [everyone[place] for place in places]
+        return cls(places, clips, np.cumsum([0, *map(len, clips)]), _unit(torch.cat(clips).float().cpu()))
 
 
-def _stacks(queries: list[Tensor]) -> list[_Stack]:
-    order = sorted((place for place, query in enumerate(queries) if len(query) >= MIN_FRAMES),
-                   key=lambda place: -len(queries[place]))  # fmt: skip
-    stacks: list[_Stack] = []
-    while order:
-        size = max(1, min(QUERIES, ROWS // len(queries[order[0]])))
-        places, order = order[:size], order[size:]
-        lengths = [len(queries[place]) for place in places]
-        counts = [sum(length > step for length in lengths) for step in range(lengths[0])]
-        rows = [queries[places[at]][step] for step, count in enumerate(counts) for at in range(count)]
-        stacks.append(_Stack(places, lengths, counts, torch.stack(rows)))
-    return stacks
+def _costs(queries: _Block, documents: _Block, matrix: Tensor) -> np.ndarray:
+    """(queries, documents) float64: the price of the best path of every pair. Overwrites matrix, which has the size."""
+    torch.mm(queries.frames.neg(), documents.frames.T, out=matrix)
+    cost, narrow = _priced(matrix, queries.starts, documents.starts)
+    for i, j in zip(*narrow.nonzero(), strict=True):  # stretching a flat row magnifies rounding: once more, precisely
+        query, document = (_unit(clip.double().cpu()) for clip in (queries.clips[i], documents.clips[j]))
+        ends = np.array([0, len(query)]), np.array([0, len(document)])
+        cost[i, j] = _priced(query.neg() @ document.T, *ends)[0].item()
+    return cost
 
 
-def _groups(lengths: list[int]) -> list[list[int]]:
-    """Places of documents of similar length, so many that COLUMNS frames hold them (one document may be longer)."""
-    groups: list[list[int]] = []
-    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if groups and (len(groups[-1]) + 1) * lengths[place] <= COLUMNS:
-            groups[-1].append(place)  # sorted: this document is the longest of its group
-        else:
-            groups.append([place])
-    return groups
-
-
-def _pad(documents: list[Tensor]) -> Tensor:
-    """(frames, documents, dim) float64: shorter documents repeat their last frame.
-
-    That changes no score: the copies add nothing to a row's extremes, and whatever a path does among them it could
-    have done by staying on the last frame, at the same price.
-    """
-    longest = max(len(document) for document in documents)
-    rows = [torch.arange(longest).clamp_max(len(document) - 1) for document in documents]
-    return torch.stack([document[row] for document, row in zip(documents, rows, strict=True)], dim=1)
-
-
-def _costs(stack: _Stack, documents: Tensor) -> tuple[Tensor, Tensor]:
-    """(queries, documents): the price of the best path; and (documents,) bool: are there rows too flat for float32?
-
-    documents: (frames, documents, dim), rows of length 1; the work is done in their precision.
-    """
-    frames, count, dim = documents.shape
+def _priced(opposite: Tensor, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What `_walk` finds, float64 prices and bool marks, from negative cosines in either precision (overwritten)."""
     # exp(-cosine) is exp(1 - cosine) - 1 up to a factor and a constant, and scaling removes both
-    unlike = torch.mm(stack.rows.to(documents.dtype).neg(), documents.reshape(-1, dim).T).view(-1, frames, count)
-    best = documents.new_full((len(stack.places), frames + 2, count), math.inf)  # two columns before the first frame
-    best[:, 2:] = 0
-    least, narrow = documents.new_empty((len(stack.places), frames, count)), documents.new_zeros(count).bool()
-    at = 0
-    for first in range(0, len(stack.counts), STEPS):
-        counts = stack.counts[first : first + STEPS]
-        local = unlike[at : at + sum(counts)].exp_()  # (rows, frames, documents)
-        low, high = _extreme(local, torch.minimum), _extreme(local, torch.maximum)
-        narrow |= (high - low < NARROW * high).any(0)
-        local -= low[:, None]
-        scale = (high - low).clamp_min_(RANGE_FLOOR / math.e).reciprocal_()[:, None]
-        row = 0
-        for running in counts:
-            here, min_of_3 = best[:running], least[:running]
-            torch.minimum(here[:, 2:], here[:, 1:-1], out=min_of_3)
-            torch.minimum(min_of_3, here[:, :-2], out=min_of_3)
-            torch.addcmul(min_of_3, local[row : row + running], scale[row : row + running], out=here[:, 2:])
-            row += running
-        at += row
-    return best[:, 2:].amin(1), narrow  # the rows of queries that had ended were left as they were
+    unlike = opposite.exp_().numpy()
+    cost = np.zeros((len(rows) - 1, len(columns) - 1))
+    narrow = np.zeros(cost.shape, dtype=bool)
+    ends = np.zeros(2, unlike.dtype)
+    bits = f"i{unlike.itemsize}"
+    _walk(unlike, unlike.view(bits), rows, columns, ends, ends.view(bits), cost, narrow)
+    return cost, narrow
 
 
-def _extreme(x: Tensor, pick: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Minimum or maximum over dim 1, by halves that may overlap: several times faster than ``amin`` over it."""
-    while x.shape[1] > 1:
-        half = (x.shape[1] + 1) // 2
-        x = pick(x[:, :half], x[:, -half:])
-    return x[:, 0]
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "contract"})
+def _walk(unlike, bits, rows, columns, ends, end_bits, cost, narrow):
+    """Best path of every pair. unlike: (query frames, document frames), above 0; bits, end_bits: same memory, integers.
+
+    Numbers above 0 are in the order of their bits, and a processor finds the extremes of integers in vectors.
+    """
+    for document in range(len(columns) - 1):
+        first, behind = columns[document], columns[document + 1]
+        best, new = np.empty(behind - first + 2, unlike.dtype), np.empty(behind - first + 2, unlike.dtype)
+        best[:2] = new[:2] = np.inf  # two columns before the first frame
+        for query in range(len(rows) - 1):
+            best[2:] = 0
+            for row in range(rows[query], rows[query + 1]):
+                _extremes(bits[row, first:behind], end_bits)
+                low, span = ends[0], ends[1] - ends[0]
+                narrow[query, document] |= span < NARROW * ends[1]
+                ends[1] = 1 / max(span, FLOOR)  # in an array, to stay in the matrix' precision
+                _step(best, unlike[row, first:behind], low, ends[1], new)
+                best, new = new, best
+            cost[query, document] = best[2:].min()
+
+
+@numba.njit(nogil=True, cache=True)
+def _extremes(values, ends):
+    low = high = values[0]
+    for place in range(len(values)):  # an iterator would not run in vectors
+        low, high = min(low, values[place]), max(high, values[place])
+    ends[0], ends[1] = low, high
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "contract"})
+def _step(best, unlike, low, scale, new):
+    """One query frame further: new = unlike, scaled, + the cheapest of three places before."""
+    for j in range(len(unlike)):
+        near = best[j + 2] if best[j + 2] < best[j + 1] else best[j + 1]
+        new[j + 2] = (best[j] if best[j] < near else near) + (unlike[j] - low) * scale
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[ThreadPoolExecutor]:
+    """As many threads as torch may use, in each of which torch uses no more than that one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
 
 
 # ---------------------------------------------------------------------------------------------------- checks
@@ -304,7 +321,7 @@ def _check(what: str, clips: Sequence[Any]) -> list[Tensor]:
                 "choose one layer of its hidden states"
             )
         _same_dim(tensor, tensors[0])
-        if not bool(torch.isfinite(tensor).all()):
+        if not math.isfinite(tensor.sum(dtype=torch.float64)):  # one look is enough, and four times faster than all()
             raise ValueError(f"{what} {place} has values that are not finite; expected finite features")
     return tensors
 

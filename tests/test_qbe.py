@@ -174,12 +174,15 @@ def test_a_pair_alone_is_the_pair_in_a_batch():
     torch.testing.assert_close(backwards, together, rtol=0, atol=1e-6)
 
 
-def test_padding_changes_nothing(monkeypatch):
-    queries, documents = random_clips(4, 5, 20, seed=5), random_clips(12, 3, 90, seed=6)
-    padded = dtw.scores(queries, documents)
-    monkeypatch.setattr(dtw, "COLUMNS", 1)  # every document in a group of its own
-    assert len(dtw._groups([3, 90])) == 2
-    torch.testing.assert_close(dtw.scores(queries, documents), padded, rtol=0, atol=1e-6)
+def test_blocks_and_threads_change_nothing(monkeypatch):
+    queries, documents = random_clips(14, 5, 20, seed=5), random_clips(12, 3, 90, seed=6)
+    together = dtw.scores(queries, documents)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(dtw, "COLUMNS", 1)  # every document in a block of its own
+    monkeypatch.setattr(dtw, "ROWS", 30)
+    assert dtw._shares(queries, 1, 30) != [list(range(14))]
+    torch.testing.assert_close(dtw.scores(queries, documents), together, rtol=0, atol=1e-6)
+    assert torch.get_num_threads() == threads
 
 
 def test_documents_shorter_than_the_query_and_of_one_frame():
