@@ -13,6 +13,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -186,8 +187,10 @@ class Upstream(Protocol):
 class Card:
     """A contestant's entry form: what it is, where it comes from, and how to build it.
 
-    `build` takes no argument and returns the frozen upstream. `method` uses the paper's symbols: M masked,
-    F future, G generation, C contrastive, P token prediction, VQ quantisation.
+    `method` uses the paper's symbols: M masked, F future, G generation, C contrastive, P token prediction,
+    VQ quantisation. An upstream that is in the package, or needs no weights, has `build`, which takes no argument and
+    returns it. A published one has `read`, which takes the path of an official checkpoint (of any size), and the
+    `url` of the file that the paper used, with its `sha256` if it is known.
     """
 
     name: str
@@ -201,7 +204,10 @@ class Card:
     stride: int
     licence: str
     source: str
-    build: Callable[[], Upstream]
+    build: Callable[[], Upstream] | None = None
+    read: Callable[[Path], Upstream] | None = None
+    url: str = ""
+    sha256: str | None = None
     notes: str = ""
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from functools import cache
+from pathlib import Path
 
-from superb_lite.types import Card, ContractBroken, UnknownName, Upstream
+from superb_lite.types import Card, CheckpointRefused, ContractBroken, UnknownName, Upstream
+from superb_lite.upstreams._published import find_checkpoint
 
 
 @cache
@@ -34,14 +36,32 @@ def get_card(name: str) -> Card:
     return _cards()[name]
 
 
-def load_upstream(upstream: str | Upstream) -> Upstream:
+def _from_card(card: Card, checkpoint: str | Path | None) -> Upstream:
+    if card.read is not None:
+        return card.read(find_checkpoint(card) if checkpoint is None else Path(checkpoint))
+    if checkpoint is not None:
+        raise CheckpointRefused(f"{checkpoint}: {card.name} brings its own weights or needs none; leave the file away")
+    return card.build()
+
+
+def load_upstream(
+    upstream: str | Upstream, checkpoint: str | Path | None = None, *, as_published: bool = False
+) -> Upstream:
     """Build the frozen upstream of that name; an object that already is one comes back as it is.
 
-    Raises UnknownName for a name that does not exist, CheckpointRefused for a bad weight file and
-    ContractBroken for an object that is no upstream. Example: ``load_upstream("tiny_hubert")``.
+    Args:
+        checkpoint: the official file of a published upstream; fetched, once, unless given
+        as_published: give the states of the official toolkit, where a clip's batch mates may change it. Ours do not
+
+    Raises UnknownName for a name that does not exist, CheckpointRefused for a bad or superfluous weight file,
+    CorpusMissing, saying what to download to where, if there is no network, and ContractBroken for an object that is
+    no upstream. Examples: ``load_upstream("tiny_hubert")``, ``load_upstream("hubert_base", "hubert_base_ls960.pt")``.
     """
     if isinstance(upstream, str):
-        return get_card(upstream).build()
+        found = _from_card(get_card(upstream), checkpoint)
+        if as_published:
+            found.as_published, found.revision = True, f"{found.revision} as published"
+        return found
     missing = [name for name in ("name", "revision", "layers", "dim", "stride") if not hasattr(upstream, name)]
     if missing or not callable(upstream):
         what = f"lacks {', '.join(missing)}" if missing else "cannot be called with a list of waveforms"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,8 +17,11 @@ MIN_SAMPLES = RATE // 20  # 0.05 s: the shortest clip any upstream has to accept
 class Frozen(nn.Module):
     """An upstream: always in eval mode, never with gradients, whatever a parent module does.
 
-    A subclass sets `name`, `revision`, `layers`, `dim` and `stride` and writes `hidden(wavs, samples)`.
+    A subclass sets `name`, `revision`, `layers`, `dim` and `stride` and writes `hidden(wavs, samples)`: exact, whatever
+    a clip's batch mates are. Where the official toolkit lets padding leak into a clip, it writes `published` too.
     """
+
+    as_published = False  # True: states as the official toolkit gives them, padding and all
 
     name: str
     revision: str
@@ -39,15 +42,27 @@ class Frozen(nn.Module):
         """wavs: (batch, samples) zero-padded; samples: (batch,) valid samples of each."""
         raise NotImplementedError
 
+    def published(self, wavs: Tensor, samples: Tensor) -> Tensor:
+        """(layers, batch, frames, dim): what the official toolkit returns for this padded batch, nothing cut away.
+
+        Arguments as for `hidden`. Source: superb/protocol.md section 2.3, and the parity files.
+        """
+        return self.hidden(wavs, samples).states
+
     @torch.no_grad()  # not inference_mode: the weighted sum must be able to save the states for its gradient
     def forward(self, wavs: Sequence[Tensor]) -> Hidden:
         """A list of (samples,) float32 waveforms at 16 kHz -> Hidden. Raises AudioError for anything else."""
         check_wavs(wavs)
         samples = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
         padded = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True)
-        result = self.hidden(padded, samples)
+        result = self._as_published(padded, samples) if self.as_published else self.hidden(padded, samples)
         inside = torch.arange(result.states.shape[2], device=samples.device) < result.lengths[:, None]
         return Hidden(result.states * inside[None, :, :, None], result.lengths)
+
+    def _as_published(self, wavs: Tensor, samples: Tensor) -> Hidden:
+        """The benchmark cuts a clip to round(samples / stride) frames, or to as many as there are."""
+        states = self.published(wavs, samples)
+        return Hidden(states, (samples / self.stride).round().long().clamp(max=states.shape[2]))
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self.parameters())
@@ -99,12 +114,8 @@ def digest(module: nn.Module) -> str:
     return sha.hexdigest()[:12]
 
 
-def load_weights(module: nn.Module, path: str | Path) -> str:
-    """Fill `module` from a safetensors file and return its revision: 12 hex digits of the file's SHA-256.
-
-    Raises CheckpointRefused naming the file when a tensor is missing, superfluous or of another shape.
-    """
-    weights = read_weights(path)
+def fill(module: nn.Module, weights: Mapping[str, Tensor], path: str | Path) -> None:
+    """Copy weights into `module`. Raises CheckpointRefused naming `path` if one is missing, extra or misshapen."""
     ours = module.state_dict()
     missing, extra = sorted(ours.keys() - weights.keys()), sorted(weights.keys() - ours.keys())
     shapes = [k for k in ours.keys() & weights.keys() if ours[k].shape != weights[k].shape]
@@ -112,4 +123,15 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
         problem = f"missing {missing[:3]}, unexpected {extra[:3]}, of another shape {sorted(shapes)[:3]}"
         raise CheckpointRefused(f"{path}: these weights are of another network ({problem})")
     module.load_state_dict(weights)
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+
+
+def revision_of(path: str | Path) -> str:
+    """12 hex digits of the file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def load_weights(module: nn.Module, path: str | Path) -> str:
+    """Fill `module` from a safetensors file and return its revision. Raises CheckpointRefused, see `fill`."""
+    fill(module, read_weights(path), path)
+    return revision_of(path)
