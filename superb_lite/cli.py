@@ -129,12 +129,17 @@ def olympics(
     from_path: Annotated[
         Path | None, typer.Option("--from", help="Take the recordings of --corpus digits from this archive or folder.")
     ] = None,
-    upstreams: Annotated[str | None, typer.Option(help="Contestants, as in fbank,tiny_hubert  [default: all]")] = None,
+    upstreams: Annotated[
+        str | None, typer.Option(help="Contestants  [default: fbank,random,tiny_hubert]")
+    ] = None,
     tasks: Annotated[str | None, typer.Option(help="Events, such as ks,pr  [default: all the corpus has]")] = None,
     rounds: Annotated[str, typer.Option(help="1 is the last layer only, 2 the weighted sum of all.")] = "1,2",
     seeds: Annotated[int, typer.Option(min=1, help="Train each head so many times; shows mean and spread.")] = 1,
     quick: Annotated[bool, typer.Option("--quick", help="A fifth of the steps: a first look, not a result.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Heads to train at the same time  [default: one per core; 1 on a GPU]")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and table.csv, .png, .html.")] = Path(
         "superb_lite_results"
     ),
@@ -173,12 +178,20 @@ def olympics(
             progress=screen.progress,
             on_score=screen.score,
             adjust=games.quick if quick else None,
+            workers=usual_workers(device) if workers is None else workers,
         )
     console.print(terminal(table))
     written = write_report(table, out)
     console.print(f"{len(table)} numbers in {time.perf_counter() - started:.0f} s; written:", highlight=False)
     for path in (out / "results.jsonl", *written):
         typer.echo(f"  {path}")
+
+
+def usual_workers(device: str) -> int:
+    """One head per core, at most eight, since each wants memory of its own; one on a GPU."""
+    from loky import cpu_count  # knows what this process may use, in containers too
+
+    return min(8, cpu_count()) if device == "cpu" else 1
 
 
 def split_list(text: str | None) -> tuple[str, ...] | None:

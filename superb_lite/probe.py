@@ -243,6 +243,36 @@ def check_labels(task: Task, split: Split, stride: int) -> None:
 # ------------------------------------------------------------------------------------------------- loop
 
 
+@contextmanager
+def _own_randomness(seed: int, device: str) -> Iterator[None]:
+    """Inside, torch's global generator starts at `seed` (first weights, dropout); outside, nothing has changed."""
+    where = torch.device(device)
+    cards = [torch.cuda.current_device() if where.index is None else where.index] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=cards):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every device
+        for card in cards:
+            torch.cuda.default_generators[card].manual_seed(seed)
+        yield
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Inside, sums are made in one order, whatever the machine's cores: one thread is nearly as fast for a small head.
+
+    And numbers too small to matter count as 0: on raw Fbank an LSTM is full of them, and processors need five
+    times as long for those.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
 def _train(probe: Probe, data: States, dev: States, stride: int, progress: Progress | None) -> None:
     """Fill the probe: train, score on dev every `eval_every` steps, go back to the best."""
     recipe, metric = probe.recipe, probe.task.metrics[0]
@@ -350,7 +380,7 @@ def _predict(probe: Probe, data: States, stride: int) -> dict[Any, Any]:
     found: dict[str, Any] = {}
     probe.featurizer.eval()
     probe.head.eval()
-    with torch.no_grad():
+    with _one_thread(), torch.no_grad():
         for index in data.eval_batches():
             states, lengths = data.batch(index)
             out = probe.head(_seen(probe, states), lengths)
@@ -363,18 +393,6 @@ def _predict(probe: Probe, data: States, stride: int) -> dict[Any, Any]:
 def _seen(probe: Probe, states: Tensor) -> Tensor:
     """(batch, frames, dim): what the head sees. For ``"last"``, `states` holds the last layer only."""
     return states[-1] if probe.layers == "last" else probe.featurizer(states)
-
-
-@contextmanager
-def _own_randomness(seed: int, device: str) -> Iterator[None]:
-    """Inside, torch's global generator starts at `seed` (first weights, dropout); outside, nothing has changed."""
-    where = torch.device(device)
-    cards = [torch.cuda.current_device() if where.index is None else where.index] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=cards):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach every device
-        for card in cards:
-            torch.cuda.default_generators[card].manual_seed(seed)
-        yield
 
 
 def _load_states(

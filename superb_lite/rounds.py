@@ -8,12 +8,16 @@ Taught in notebooks 14 (round one) and 15 (round two).
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 import superb_lite
 from superb_lite.features import FeatureStore
@@ -34,7 +38,7 @@ from superb_lite.types import (
 )
 from superb_lite.upstreams import get_card, load_upstream
 
-DEFAULT_UPSTREAMS = ("fbank", "fbank_cmvn", "random", "tiny_hubert")
+DEFAULT_UPSTREAMS = ("fbank", "random", "tiny_hubert")
 RESULTS = "results.jsonl"
 
 Adjust = Callable[[Task, Recipe], Recipe]
@@ -89,6 +93,7 @@ class Event:
     data_hash: str
     clips: tuple[Clip, ...]
     test_clips: int
+    by_key: bool  # is the task one that another process finds under the same key?
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,8 @@ def plan_events(tasks: Iterable[str | Task], corpus: str, adjust: Adjust | None 
                 check_labels(task, split, stride=320)
             digest = hashlib.sha256("|".join(split.data_hash for split in splits).encode()).hexdigest()[:12]
             clips = tuple(clip for split in splits for clip in split.clips)
-            events.append(Event(once, corpus, fold, recipe, digest, clips, len(splits[-1])))
+            by_key = task.key in list_tasks() and get_task(task.key) is task
+            events.append(Event(once, corpus, fold, recipe, digest, clips, len(splits[-1]), by_key))
     return sorted(events, key=_effort)
 
 
@@ -193,20 +199,23 @@ def olympics(
     progress: Progress | None = None,
     on_score: OnScore | None = None,
     adjust: Adjust | None = None,
+    workers: int = 1,
 ) -> ResultsTable:
     """Run the competition. Every row is on the disk at once; run it again after a kill and it goes on.
 
     Args:
-        upstreams, tasks: keys or objects; the usual four and all tasks that the corpus has unless given
+        upstreams, tasks: keys or objects; the usual three and all tasks that the corpus has unless given
         seeds: how many (0, 1, ...), or which
         out: folder of ``results.jsonl``; rows in it of the same origin are not computed again
         progress: called as (what, done, all): ``"olympics"`` counts cells of the table (per seed and fold),
             other names what is being done for the next one
         on_score: called with every row of the table when it is known, also with those that were there before
         adjust: changes recipes, as `quick` does
+        workers: heads to train at the same time, each in a process and one thread of its own. The table is the same.
+            What is not given by its key is trained in this process
 
     Raises:
-        SuperbLiteError: round 3 is asked for; other rounds need no fine-tuning.
+        SuperbLiteError: round 3 is asked for (other rounds need no fine-tuning), or a worker was killed.
         UnknownName, CorpusMissing, LabelMissing: before anything is computed.
         ResultsBroken: results.jsonl cannot be read or written; rows in it are untouched.
 
@@ -230,10 +239,51 @@ def olympics(
     file = ResultsFile(Path(out) / RESULTS)
     games = _Games(file, FeatureStore() if store is None else store, device, progress, on_score)
     games.total = len(contestants) * len(events) * len(numbers) * len(chosen)
-    for name in contestants:
-        upstream = load_upstream(name)  # one at a time: large ones would not fit together
-        games.run(upstream, plan_jobs(upstream, events, chosen, numbers))
+    with _pool(workers) as pool:
+        for name in contestants:
+            upstream = load_upstream(name)  # one at a time: large ones would not fit together
+            jobs = plan_jobs(upstream, events, chosen, numbers)
+            games.run(upstream, jobs, pool if isinstance(name, str) else None, workers)
     return ResultsTable(games.table, [event.task for event in events])
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[Executor | None]:
+    """Processes that live as long as the block; None for a single worker, who is this process."""
+    if workers == 1:
+        yield None
+        return
+    from loky import ProcessPoolExecutor  # unlike the standard library's, works in notebooks and in bare scripts
+
+    pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    except BrokenExecutor as error:
+        raise SuperbLiteError(
+            f"a worker was killed ({error}): was the memory too small for {workers} of them? What was finished is "
+            "kept; run it again with fewer workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, kill_workers=True)
+
+
+def train_and_score(
+    task: str | Task, upstream: str | Upstream, store: FeatureStore | str, *, layers: Layers, corpus: str, fold: int,
+    recipe: Recipe, seed: int, device: str, progress: Progress | None = None,
+) -> tuple[dict[str, float], tuple[float, ...], float]:  # fmt: skip
+    """One head from its first weights to its test scores: {metric: value}, layer weights, seconds.
+
+    With keys and a folder instead of objects, another process can do it.
+    """
+    start = time.perf_counter()
+    upstream = load_upstream(upstream)
+    store = FeatureStore(store) if isinstance(store, str) else store
+    probe = fit(
+        task, upstream, corpus=corpus, layers=layers, recipe=recipe, seed=seed, fold=fold, device=device, store=store,
+        progress=progress,
+    )  # fmt: skip
+    values = evaluate(probe, upstream, store=store, device=device)
+    return values, probe.layer_weights, round(time.perf_counter() - start, 3)
 
 
 class _Games:
@@ -248,21 +298,55 @@ class _Games:
         self.table: list[Score] = []
         self.done = self.total = 0
 
-    def run(self, upstream: Upstream, jobs: Sequence[Job]) -> None:
+    def run(self, upstream: Upstream, jobs: Sequence[Job], pool: Executor | None, workers: int) -> None:
         """All jobs of one upstream, head by head; each clip goes through the upstream once, when it is first needed."""
         pending = [job for job in jobs if self._missing(job, upstream)]
         framed = {clip.key for job in pending if not job.event.task.pooled for clip in job.event.clips}
+        running: dict[Future, Job] = {}
         for job in jobs:
-            if self._missing(job, upstream):
-                self._extract(upstream, job.event.clips, framed)
-                self._train(job, upstream)
-            for blank in blank_scores(job, upstream, self.device):
-                score = self.known[origin(blank)]
-                self.table.append(score)
-                if self.on_score is not None:
-                    self.on_score(score)
-            self.done += len(job.rounds)
-            self._report("olympics", self.done, self.total)
+            if not self._missing(job, upstream):
+                self._tell(job, upstream)
+                continue
+            self._extract(upstream, job.event.clips, framed)
+            event = job.event
+            how = {
+                "layers": job.rounds[-1].layers, "corpus": event.corpus, "fold": event.fold, "recipe": event.recipe,
+                "seed": job.seed, "device": self.device,
+            }  # fmt: skip
+            if pool is None or not event.by_key:
+                outcome = train_and_score(event.task, upstream, self.store, **how, progress=self.progress)
+                self._keep(job, upstream, *outcome)
+                continue
+            if len(running) == workers:
+                self._collect(running, upstream)
+            running[pool.submit(train_and_score, event.task.key, upstream.name, str(self.store.root), **how)] = job
+        while running:
+            self._collect(running, upstream)
+
+    def _collect(self, running: dict[Future, Job], upstream: Upstream) -> None:
+        """Wait for a worker, and keep what it found."""
+        finished, _ = wait(running, return_when=FIRST_COMPLETED)
+        for future in finished:
+            self._keep(running.pop(future), upstream, *future.result())
+
+    def _keep(
+        self, job: Job, upstream: Upstream, values: dict[str, float], weights: tuple[float, ...], seconds: float
+    ) -> None:
+        """Write the rows of a job to the disk."""
+        for blank in self._missing(job, upstream):
+            score = replace(blank, value=float(values[blank.metric]), layer_weights=weights, seconds=seconds)
+            self.file.append(score)
+            self.known[origin(score)] = score
+        self._tell(job, upstream)
+
+    def _tell(self, job: Job, upstream: Upstream) -> None:
+        for blank in blank_scores(job, upstream, self.device):
+            score = self.known[origin(blank)]
+            self.table.append(score)
+            if self.on_score is not None:
+                self.on_score(score)
+        self.done += len(job.rounds)
+        self._report("olympics", self.done, self.total)
 
     def _missing(self, job: Job, upstream: Upstream) -> list[Score]:
         return [blank for blank in blank_scores(job, upstream, self.device) if origin(blank) not in self.known]
@@ -273,22 +357,6 @@ class _Games:
             chosen = [clip for clip in clips if (clip.key in framed) is not pooled]
             if chosen:
                 self.store.extract(upstream, chosen, pooled=pooled, device=self.device, progress=self.progress)
-
-    def _train(self, job: Job, upstream: Upstream) -> None:
-        event = job.event
-        start = time.perf_counter()
-        probe = fit(
-            event.task, upstream, corpus=event.corpus, layers=job.rounds[-1].layers, seed=job.seed, fold=event.fold,
-            device=self.device, store=self.store, progress=self.progress,
-        )  # fmt: skip
-        values = evaluate(probe, upstream, store=self.store, device=self.device)
-        seconds = round(time.perf_counter() - start, 3)
-        for blank in self._missing(job, upstream):
-            score = replace(
-                blank, value=float(values[blank.metric]), layer_weights=probe.layer_weights, seconds=seconds
-            )
-            self.file.append(score)
-            self.known[origin(score)] = score
 
     def _report(self, what: str, done: int, total: int) -> None:
         if self.progress is not None:
