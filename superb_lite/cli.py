@@ -360,7 +360,7 @@ def card_record(card: Card) -> dict[str, Any]:
     """A card as plain values, without the function that builds the network."""
     from dataclasses import fields
 
-    return {field.name: getattr(card, field.name) for field in fields(card) if field.name != "build"}
+    return {field.name: getattr(card, field.name) for field in fields(card) if field.name not in ("build", "read")}
 
 
 @app.command()

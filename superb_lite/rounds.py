@@ -260,8 +260,8 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         yield pool
     except BrokenExecutor as error:
         raise SuperbLiteError(
-            f"a worker was killed ({error}): was the memory too small for {workers} of them? What was finished is "
-            "kept; run it again with fewer workers"
+            f"a worker was killed: was the memory too small for {workers} of them? What was finished is kept; run it "
+            "again with fewer workers"
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=True)

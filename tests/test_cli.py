@@ -105,13 +105,13 @@ def test_unknown_option_and_command_are_exit_code_2():
 def test_olympics_passes_its_options_on(fake_olympics, tmp_path):
     out = tmp_path / "out"
     words = "--corpus digits --upstreams random,fbank --tasks pr,ks --rounds 2 --seeds 3 --quick --device cpu".split()
-    result = run("olympics", *words, "--out", str(out))
+    result = run("olympics", *words, "--workers", "5", "--out", str(out))
     assert result.exit_code == 0, result.output
     asked = {key: value for key, value in fake_olympics.items() if key not in ("progress", "on_score")}
     assert [round.number for round in asked.pop("rounds")] == [2]
     assert asked == {
         "upstreams": ("random", "fbank"), "tasks": ("pr", "ks"), "corpus": "digits", "seeds": 3, "device": "cpu",
-        "out": out, "adjust": quick,
+        "out": out, "adjust": quick, "workers": 5,
     }  # fmt: skip
 
 

@@ -142,6 +142,26 @@ def test_lower_is_better_for_error_rates(store):
     assert probe.dev == 10.0
 
 
+def test_heads_learn_on_one_thread_without_denormals_and_leave_both_as_they_were(store):
+    """Also after a dev score: forgetting it there once made LSTMs on raw Fbank nine times slower."""
+    task, tiny = get_task("ks"), torch.tensor([1e-40])
+    seen = []
+
+    def loss(*args):
+        seen.append((torch.get_num_threads(), float((tiny * 1.0).item())))
+        return task.loss(*args)
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        train(toy("ks", SHORT, loss=loss), store)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)
+    assert len(seen) == SHORT.steps and set(seen) == {(1, 0.0)}
+    assert (tiny * 1.0).item() > 0
+
+
 def test_update_with_a_broken_gradient_is_skipped(store):
     plain = get_task("ks").loss
     calls = []

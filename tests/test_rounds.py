@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from superb_lite import rounds
 from superb_lite.features import FeatureStore
 from superb_lite.report import caveats
 from superb_lite.results import ResultsFile
-from superb_lite.rounds import ROUND_1, ROUND_2, ROUND_3, get_round, olympics, quick
+from superb_lite.rounds import ROUND_1, ROUND_2, ROUND_3, get_round, olympics, quick, train_and_score
 from superb_lite.tasks import get_task
 from superb_lite.testing import TinyUpstream
 from superb_lite.types import Corpus, Hidden, LabelMissing, Recipe, ResultsBroken, SuperbLiteError, UnknownName
@@ -68,6 +69,44 @@ def test_rows_are_complete_and_on_disk(run, tmp_path):
     assert weights["one", 1] == weights["one", 2] == (1.0,)
     assert weights["tiny", 1] == (0.0, 0.0, 1.0)
     assert len(weights["tiny", 2]) == 3 and 0 < weights["tiny", 2][0] < 1
+
+
+@pytest.fixture(scope="module")
+def by_key(tmp_path_factory):
+    """What other processes find by its key, in few steps: five heads, one per fold."""
+    return {
+        "upstreams": ["fbank"], "tasks": ["er"], "corpus": "mini",
+        "store": FeatureStore(tmp_path_factory.mktemp("features")),
+        "adjust": lambda task, recipe: replace(recipe, name="short", steps=20, eval_every=10),
+    }  # fmt: skip
+
+
+def test_workers_find_the_same_table(run, by_key):
+    """Keys go to other processes, objects stay here; which of the two happened is not to be seen in the table."""
+    heard = []
+    together = run(out="together", workers=2, on_score=heard.append, **by_key)
+    alone = run(out="alone", **by_key)
+    assert len(alone) == 2 * 5  # rounds, folds
+    assert sorted(map(repr, comparable(together.scores))) == sorted(map(repr, comparable(alone.scores)))
+    assert sorted(map(repr, heard)) == sorted(map(repr, together.scores))
+
+
+def test_a_killed_worker_is_told_and_costs_nothing_that_was_finished(run, by_key, tmp_path, monkeypatch):
+    """As when the memory is full: the operating system kills a process without a word."""
+    done = []
+    monkeypatch.setattr(rounds, "train_and_score", killed_in_fold_3)
+    with pytest.raises(SuperbLiteError, match="a worker was killed.*run it again with fewer workers"):
+        run(workers=2, on_score=done.append, rounds=(2,), **by_key)
+    kept = ResultsFile(tmp_path / "out" / "results.jsonl").rows()
+    assert 1 <= len(kept) <= 3 and len(kept) == len(done)
+    monkeypatch.undo()
+    assert len(run(workers=2, rounds=(2,), **by_key)) == 5
+
+
+def killed_in_fold_3(*args, fold, **how):
+    if fold == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_and_score(*args, fold=fold, **how)
 
 
 def test_one_layer_is_trained_once_for_both_rounds(run):

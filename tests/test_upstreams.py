@@ -14,7 +14,7 @@ from superb_lite.types import AudioError, CheckpointRefused, ContractBroken, Unk
 from superb_lite.upstreams import get_card, hubert
 
 FIXTURES = Path(__file__).parent / "fixtures"
-NAMES = [card.name for card in list_upstreams()]
+NAMES = [card.name for card in list_upstreams() if card.build is not None]  # the others need a file
 
 
 def waves(*seconds, seed=0):

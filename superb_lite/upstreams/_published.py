@@ -14,6 +14,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
@@ -72,4 +73,4 @@ def load_published(module: nn.Module, weights: Mapping[str, Tensor], path: str |
 
 def find_checkpoint(card: Card) -> Path:
     """The checkpoint of a card in the cache, fetched if it is not there yet. Raises CorpusMissing without a network."""
-    return fetch(card.url, card.sha256, name=f"{card.name}{Path(card.url).suffix}")
+    return fetch(card.url, card.sha256, name=f"{card.name}{Path(urlsplit(card.url).path).suffix}")
