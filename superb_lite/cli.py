@@ -1,4 +1,4 @@
-"""The command line: ``superb-lite doctor | olympics | upstreams | pretrain | bench | course``.
+"""The command line: ``superb-lite doctor | olympics | upstreams | parity | pretrain | bench | course``.
 
 Thin on purpose: it reads options, calls the library and shows what comes back. Heavy packages are imported
 inside the commands, so that ``--help`` is quick and ``doctor`` speaks even where torch does not import.
@@ -10,6 +10,7 @@ Taught in notebook 00 (welcome).
 from __future__ import annotations
 
 import errno
+import os
 import sys
 import time
 import traceback
@@ -20,13 +21,11 @@ import typer
 from typer.core import TyperGroup
 
 if TYPE_CHECKING:
-    from rich.console import Console
 
     from superb_lite.rounds import Round
-    from superb_lite.types import Card, Score
+    from superb_lite.types import Card
 
 RESUME = "run the same command again to resume"
-MOST_BARS = 3  # work within work: an upstream, its features, a head
 
 
 class Patient(TyperGroup):
@@ -168,6 +167,8 @@ def olympics(
     from superb_lite.report import terminal, write_report
 
     started, console = time.perf_counter(), Console()
+    from superb_lite.live import Screen
+
     with Screen(console) as screen:
         table = games.olympics(
             **entered,
@@ -221,11 +222,11 @@ def check_names(corpus: str, upstreams: tuple[str, ...] | None, tasks: tuple[str
     """Look up every name before anything is computed. Raises UnknownName, suggesting the nearest one."""
     from superb_lite.corpora import get_corpus
     from superb_lite.tasks import get_task
-    from superb_lite.upstreams import get_card
+    from superb_lite.upstreams import check_name
 
     get_corpus(corpus)
     for name in upstreams or ():
-        get_card(name)
+        check_name(name)
     for name in tasks or ():
         get_task(name).corpus(corpus)
 
@@ -255,69 +256,6 @@ def take_corpus(corpus: str, path: Path) -> None:
     if not hasattr(module, "locate"):
         raise typer.BadParameter(f"corpus {corpus!r} is inside the package; --from is for --corpus digits")
     module.locate(from_path=path)
-
-
-class Screen:
-    """Live progress: bars and the growing table on a terminal, a line per number anywhere else."""
-
-    def __init__(self, console: Console) -> None:
-        from rich.live import Live
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.console, self.scores, self.bars = console, [], {}
-        self.rows: Any = ""
-        self.told: set[str] = set()
-        self.bar = Progress(*columns, console=console)
-        self.live = Live(console=console, transient=True, refresh_per_second=4, get_renderable=self.picture)
-
-    def __enter__(self) -> Screen:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
-
-    def picture(self) -> Any:
-        """What the terminal shows now."""
-        from rich.console import Group
-
-        return Group(self.rows, self.bar)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        """A `Progress` callback: one bar per thing being done, gone when it is finished.
-
-        What stands before a colon names the thing; the rest (a loss, say) may change from call to call.
-        """
-        thing = what.partition(":")[0]
-        if not self.console.is_terminal:
-            if thing not in self.told:
-                typer.echo(f"{thing} ...", err=True)
-            self.told.add(thing)
-            return
-        if thing not in self.bars:
-            for stale in list(self.bars)[: max(0, len(self.bars) - MOST_BARS + 1)]:
-                self.bar.remove_task(self.bars.pop(stale))
-            self.bars[thing] = self.bar.add_task(what, total=total)
-        self.bar.update(self.bars[thing], completed=done, total=total, description=what)
-        if done >= total:
-            self.bar.remove_task(self.bars.pop(thing))
-
-    def score(self, score: Score) -> None:
-        """A number has arrived: show it."""
-        from superb_lite.report import terminal
-        from superb_lite.results import ResultsTable
-
-        self.scores.append(score)
-        if self.console.is_terminal:
-            self.rows = terminal(ResultsTable(self.scores), final=False)
-            return
-        typer.echo(
-            f"{score.task:4} {score.upstream:14} round {score.round} seed {score.seed}  "
-            f"{score.metric} {score.value:6.2f}  ({score.seconds:.1f} s)"
-        )
 
 
 # ------------------------------------------------------------------------------ upstreams and pretrain
@@ -364,6 +302,31 @@ def card_record(card: Card) -> dict[str, Any]:
 
 
 @app.command()
+def parity(
+    folder: Annotated[Path, typer.Argument(help="Reference states of the official toolkit, a folder per family.")],
+) -> None:
+    """Compare our networks with the official toolkit, number by number.
+
+    A row per folder: hidden states compared and the largest difference. Exit code 1 if one is above 2e-4.
+
+    \b
+    Example:
+      superb-lite parity parity/upstreams
+    """
+    # Intel's FFT rounds differently on every processor, and a logarithm makes much of it where hardly a sound is; this
+    # chooses the way of all processors, which the reference is nearest to. It must be said before the first FFT.
+    os.environ["MKL_CBWR"] = "COMPATIBLE"
+    from superb_lite.parity import TOLERANCE, compare
+
+    worst = 0.0
+    for row in compare(folder):
+        typer.echo(f"{row.folder:26} {row.states:4} states   largest difference {row.gap:.1e}", nl=False)
+        typer.echo("" if row.agrees else f"   MORE THAN {TOLERANCE:g}")
+        worst = max(worst, row.gap)
+    raise typer.Exit(0 if worst <= TOLERANCE else 1)
+
+
+@app.command()
 def pretrain(
     name: Annotated[str, typer.Argument(help="An upstream of ours, such as tiny_hubert.")],
     steps: Annotated[int | None, typer.Option(min=1, help="Optimiser steps  [default: the recipe's]")] = None,
@@ -382,6 +345,7 @@ def pretrain(
 
     from rich.console import Console
 
+    from superb_lite.live import Screen
     from superb_lite.pretrain import pretrain as run
 
     with Screen(Console()) as screen:
@@ -418,6 +382,7 @@ def bench_qbe(
     from rich.console import Console
 
     from superb_lite.bench import qbe
+    from superb_lite.live import Screen
 
     with Screen(Console()) as screen:
         found = qbe(corpus, upstream, queries=queries, documents=documents, progress=screen.progress)

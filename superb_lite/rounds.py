@@ -36,7 +36,7 @@ from superb_lite.types import (
     UnknownName,
     Upstream,
 )
-from superb_lite.upstreams import get_card, load_upstream
+from superb_lite.upstreams import check_name, load_upstream
 
 DEFAULT_UPSTREAMS = ("fbank", "random", "tiny_hubert")
 RESULTS = "results.jsonl"
@@ -234,7 +234,7 @@ def olympics(
     contestants = DEFAULT_UPSTREAMS if upstreams is None else tuple(upstreams)
     for name in contestants:
         if isinstance(name, str):
-            get_card(name)  # an unknown name must not show up after hours
+            check_name(name)  # an unknown name must not show up after hours
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     file = ResultsFile(Path(out) / RESULTS)
     games = _Games(file, FeatureStore() if store is None else store, device, progress, on_score)

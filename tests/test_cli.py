@@ -19,13 +19,13 @@ import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
-from superb_lite import cli, doctor
+from superb_lite import cli, doctor, live
 from superb_lite.results import ResultsTable
 from superb_lite.rounds import quick
 from superb_lite.types import Score, SuperbLiteError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("doctor", "olympics", "upstreams", "pretrain")
+COMMANDS = ("doctor", "olympics", "upstreams", "parity", "pretrain")
 
 
 def run(*words: str):
@@ -210,7 +210,7 @@ def test_errors_go_to_stderr():
 
 def test_a_terminal_sees_bars_and_the_growing_table():
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
-    with cli.Screen(console) as screen:
+    with live.Screen(console) as screen:
         screen.progress("features: fbank", 3, 10)
         screen.progress("features: still fbank", 4, 10)
         assert list(screen.bars) == ["features"], "what follows a colon is not another thing"
@@ -223,7 +223,7 @@ def test_a_terminal_sees_bars_and_the_growing_table():
         assert screen.bars == {}
         for number in range(9):
             screen.progress(f"thing {number}", 1, 2)
-        assert len(screen.bars) == cli.MOST_BARS and "thing 8" in screen.bars
+        assert len(screen.bars) == live.MOST_BARS and "thing 8" in screen.bars
 
 
 # ---------------------------------------------------------------------------------- upstreams, pretrain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -93,8 +94,8 @@ def test_workers_find_the_same_table(run, by_key):
 
 def test_a_killed_worker_is_told_and_costs_nothing_that_was_finished(run, by_key, tmp_path, monkeypatch):
     """As when the memory is full: the operating system kills a process without a word."""
-    done = []
-    monkeypatch.setattr(rounds, "train_and_score", killed_in_fold_3)
+    done, order = [], [event.fold for event in rounds.plan_events(["er"], "mini")]
+    monkeypatch.setattr(rounds, "train_and_score", functools.partial(killed_in, order[3]))
     with pytest.raises(SuperbLiteError, match="a worker was killed.*run it again with fewer workers"):
         run(workers=2, on_score=done.append, rounds=(2,), **by_key)
     kept = ResultsFile(tmp_path / "out" / "results.jsonl").rows()
@@ -103,8 +104,8 @@ def test_a_killed_worker_is_told_and_costs_nothing_that_was_finished(run, by_key
     assert len(run(workers=2, rounds=(2,), **by_key)) == 5
 
 
-def killed_in_fold_3(*args, fold, **how):
-    if fold == 3:
+def killed_in(unlucky, *args, fold, **how):
+    if fold == unlucky:
         os.kill(os.getpid(), signal.SIGKILL)
     return train_and_score(*args, fold=fold, **how)
 

@@ -24,7 +24,7 @@ LEVELS = {
     **dict.fromkeys(["features", "tasks"], 3),
     **dict.fromkeys(["batches", "probe", "pretrain", "results"], 4),
     **dict.fromkeys(["rounds", "parity"], 5),
-    **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli", "bench"], 6),
+    **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli", "bench", "live"], 6),
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 STRANGERS = [("tasks", "upstreams"), ("upstreams", "tasks")]  # never, in either direction

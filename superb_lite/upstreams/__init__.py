@@ -15,6 +15,7 @@ from pathlib import Path
 
 from superb_lite.types import Card, CheckpointRefused, ContractBroken, UnknownName, Upstream
 from superb_lite.upstreams._published import find_checkpoint
+from superb_lite.upstreams.hub import PREFIXES
 
 
 @cache
@@ -36,12 +37,21 @@ def get_card(name: str) -> Card:
     return _cards()[name]
 
 
-def _from_card(card: Card, checkpoint: str | Path | None) -> Upstream:
-    if card.read is not None:
+def check_name(name: str) -> None:
+    """Raises UnknownName unless `load_upstream` knows the name. Loads nothing."""
+    prefix, colon, _ = name.partition(":")
+    if not (colon and prefix in PREFIXES):
+        get_card(name)
+
+
+def _by_name(name: str, checkpoint: str | Path | None) -> Upstream:
+    prefix, colon, rest = name.partition(":")
+    card = None if colon and prefix in PREFIXES else get_card(name)
+    if card is not None and card.read is not None:
         return card.read(find_checkpoint(card) if checkpoint is None else Path(checkpoint))
     if checkpoint is not None:
-        raise CheckpointRefused(f"{checkpoint}: {card.name} brings its own weights or needs none; leave the file away")
-    return card.build()
+        raise CheckpointRefused(f"{checkpoint}: {name} brings its own weights or needs none; leave the file away")
+    return PREFIXES[prefix](rest) if card is None else card.build()
 
 
 def load_upstream(
@@ -55,10 +65,11 @@ def load_upstream(
 
     Raises UnknownName for a name that does not exist, CheckpointRefused for a bad or superfluous weight file,
     CorpusMissing, saying what to download to where, if there is no network, and ContractBroken for an object that is
-    no upstream. Examples: ``load_upstream("tiny_hubert")``, ``load_upstream("hubert_base", "hubert_base_ls960.pt")``.
+    no upstream. Examples: ``load_upstream("tiny_hubert")``, ``load_upstream("hubert_base", "hubert_base_ls960.pt")``,
+    ``load_upstream("hf:facebook/hubert-base-ls960")``, ``load_upstream("torchaudio:HUBERT_BASE")``.
     """
     if isinstance(upstream, str):
-        found = _from_card(get_card(upstream), checkpoint)
+        found = _by_name(upstream, checkpoint)
         if as_published:
             found.as_published, found.revision = True, f"{found.revision} as published"
         return found

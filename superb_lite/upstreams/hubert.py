@@ -5,7 +5,8 @@ the network has learned so far. The network is torchaudio's: a front end that ma
 a frame every 20 ms, a positional convolution, and a transformer.
 
 `tiny_hubert` is pre-trained by us on synthetic speech (see its card in ``weights/``); `random` is the same
-network with untrained weights, the control that belongs into every table.
+network with untrained weights, the control that belongs into every table. `hubert_base` and `hubert_large` are the
+published ones; Large is deeper, and normalises in front of each block and not behind it.
 
 Taught in notebooks 01 (pre-train an upstream) and 02 (freeze, weigh, probe).
 Source: Hsu et al. 2021, "HuBERT", arXiv:2106.07447, sections 2.1-2.4.
@@ -21,8 +22,11 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from superb_lite.types import Card, Hidden
-from superb_lite.upstreams._frozen import Frozen, digest, load_weights
+from superb_lite.types import Card, CheckpointRefused
+from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
+from superb_lite.upstreams._frozen import digest, load_weights
+from superb_lite.upstreams._published import part, read_checkpoint
+from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
 from superb_lite.upstreams.fbank import log_mel
 
 WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
@@ -50,51 +54,35 @@ def frames_of(samples: int) -> int:
     return (1 + (samples - 400) // 160) // 2
 
 
-def tiny_network(dim: int = 192, blocks: int = 4) -> torchaudio.models.Wav2Vec2Model:
-    """HuBERT's network, shrunk: 4 post-norm blocks of 192 dimensions behind a fixed log-mel front end."""
+def tiny_network(
+    dim: int = 192, blocks: int = 4, *, feed_forward: int | None = None, norm_first: bool = False
+) -> torchaudio.models.Wav2Vec2Model:
+    """HuBERT's network, shrunk: 4 post-norm blocks of 192 dimensions behind a fixed log-mel front end.
+
+    feed_forward: size inside a block, three times `dim` unless given; norm_first: the norms stand in front of
+    attention and feed-forward, as in the Large models, and not behind them.
+    """
     network = torchaudio.models.wav2vec2_model(
         extractor_mode="layer_norm", extractor_conv_layer_config=[(160, 1, 1)], extractor_conv_bias=False,
         encoder_embed_dim=dim, encoder_projection_dropout=0.0, encoder_pos_conv_kernel=32, encoder_pos_conv_groups=8,
         encoder_num_layers=blocks, encoder_num_heads=4, encoder_attention_dropout=0.0,
-        encoder_ff_interm_features=3 * dim, encoder_ff_interm_dropout=0.0, encoder_dropout=0.0,
-        encoder_layer_norm_first=False, encoder_layer_drop=0.0, aux_num_out=None,
+        encoder_ff_interm_features=3 * dim if feed_forward is None else feed_forward, encoder_ff_interm_dropout=0.0,
+        encoder_dropout=0.0, encoder_layer_norm_first=norm_first, encoder_layer_drop=0.0, aux_num_out=None,
     )  # fmt: skip
     network.feature_extractor = LogMelFrontEnd()
     return network
 
 
-def project(network: nn.Module, features: Tensor, frames: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Frames of the front end (batch, frames, 160), valid ones -> frames for the transformer, attention mask."""
-    return network.encoder._preprocess(features, frames)
+def tiny_large_network(dim: int = 96, blocks: int = 8) -> torchaudio.models.Wav2Vec2Model:
+    """Large in shape, not in size: twice as deep as `tiny_network`, half as wide, and pre-norm. 0.65 M parameters.
+
+    It is there for a puzzle of the benchmark: with the last layer only, the Large models disappoint.
+    """
+    return tiny_network(dim, blocks, feed_forward=2 * dim, norm_first=True)
 
 
-def blocks(network: nn.Module, x: Tensor, mask: Tensor | None = None) -> list[Tensor]:
-    """Projected frames -> [input of the first block, output of block 1, ..., output of the last block]."""
-    transformer = network.encoder.transformer
-    x = transformer._preprocess(x)
-    states, position_bias = [x], None
-    for block in transformer.layers:
-        x, position_bias = block(x, mask, position_bias=position_bias)
-        states.append(x)
-    return states
-
-
-class Hubert(Frozen):
-    """A frozen HuBERT-like network: states are the input of the first block and the output of every block."""
-
-    stride = 320
-
-    def __init__(self, name: str, network: nn.Module, revision: str):
-        super().__init__()
-        self.name, self.revision, self.network = name, revision, network
-        self.layers = len(network.encoder.transformer.layers) + 1
-        self.dim = network.encoder.transformer.layer_norm.normalized_shape[0]
-        self.freeze()
-
-    def hidden(self, wavs: Tensor, samples: Tensor) -> Hidden:
-        features, frames = self.network.feature_extractor(wavs, samples)
-        x, mask = project(self.network, features, frames)
-        return Hidden(torch.stack(blocks(self.network, x, mask)), frames)
+class Hubert(SpeechTransformer):
+    """A frozen HuBERT: states are the input of the first block and the output of every block."""
 
 
 class MaskedUnits(nn.Module):
@@ -121,9 +109,7 @@ class MaskedUnits(nn.Module):
 
     def mask(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
         """(batch, frames) bool, True where the network must not look."""
-        starts = torch.rand(batch, frames, generator=generator) < self.start_rate
-        earlier = nn.functional.pad(starts.float(), (self.span - 1, 0))
-        return nn.functional.max_pool1d(earlier[:, None], self.span, stride=1)[:, 0] > 0
+        return spans(torch.rand(batch, frames, generator=generator) < self.start_rate, self.span)
 
     def forward(self, features: Tensor, units: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """features: (batch, frames, 160) of the front end; units: (batch, frames). Returns the loss and what to log."""
@@ -134,6 +120,30 @@ class MaskedUnits(nn.Module):
         hidden, visible = (nn.functional.cross_entropy(logits[part], units[part]) for part in (hide, ~hide))
         right = (logits[hide].argmax(-1) == units[hide]).float().mean().item() * 100
         return self.alpha * hidden + (1 - self.alpha) * visible, {"right": right}
+
+    @torch.no_grad()
+    def picture(self, wav: Tensor) -> dict[str, Tensor]:
+        """(samples,) -> what is heard and what is hidden, log-mel (10 ms frames, 80), and the guesses.
+
+        ``guessed`` is the probability of every unit, (20 ms frames, units), for hidden and visible frames alike.
+        """
+        x, _ = project(self.network, self.network.feature_extractor(wav[None], None)[0], None)
+        hide = self.mask(1, x.shape[1], torch.Generator().manual_seed(0)).to(x.device)
+        logits = self.guess(blocks(self.network, torch.where(hide[..., None], self.hidden_frame, x))[-1])
+        return {**heard_and_hidden(wav, hide[0]), "guessed": logits[0].softmax(-1).cpu()}
+
+
+def with_codebook(network: nn.Module, size: int, units: int, sets: int = 1) -> nn.Module:
+    """Add what the published files hold besides: the vector shown for a hidden frame, a projection, unit vectors.
+
+    A frame's guess is the unit whose vector has the largest cosine with the projected frame (equation 2 of the paper).
+    size: of a unit's vector; units: how many; sets: how many clusterings were guessed at once
+    """
+    dim = network.encoder.transformer.layer_norm.normalized_shape[0]
+    network.hidden_frame = nn.Parameter(torch.rand(dim))
+    network.final_proj = nn.Linear(dim, size * sets)
+    network.codebook = nn.Parameter(torch.rand(units, size))
+    return network
 
 
 def random_hubert() -> Hubert:
@@ -151,6 +161,42 @@ def tiny_hubert(path: str | Path | None = None) -> Hubert:
     return Hubert("tiny_hubert", network, revision)
 
 
+def tiny_hubert_large(path: str | Path) -> Hubert:
+    """The deep, thin, pre-norm network with the weights of a safetensors file."""
+    network = tiny_large_network()
+    return Hubert("tiny_hubert_large", network, load_weights(network, path))
+
+
+def _read(name: str, path: str | Path) -> Hubert:
+    entries = ("task_cfg", "model_cfg", "model_weight", "dictionaries_symbols")
+    task, model, weights, symbols = part(read_checkpoint(path), entries, path)
+    if not isinstance(symbols, list) or not all(isinstance(rows, list) for rows in symbols):
+        raise CheckpointRefused(f"{path}: dictionaries_symbols is no list of lists of unit names")
+    options, task = Settings(model, path), Settings(task, path)
+    sizes, size = options.network_sizes(), options.number("final_dim", 256)
+    sets, units = len(symbols) if options.flag("untie_final_proj") else 1, sum(len(rows) for rows in symbols)
+
+    def make() -> nn.Module:
+        return with_codebook(torchaudio.models.wav2vec2_model(**sizes), size, units, sets)
+
+    ours = rename(weights_of(weights, path), ((r"label_embs_concat$", "codebook"),))
+    network, revision = build(make, ours, path)
+    return Hubert(name, network, revision, normalise=task.flag("normalize"), frame_rule="share")
+
+
+def read_hubert_base(path: str | Path) -> Hubert:
+    """A published HuBERT, post-norm: ``hubert_base_ls960.pt`` as repacked for s3prl. Raises CheckpointRefused.
+
+    fairseq's own file holds an object of fairseq and would need its code to be opened; it is refused.
+    """
+    return _read("hubert_base", path)
+
+
+def read_hubert_large(path: str | Path) -> Hubert:
+    """A published pre-norm HuBERT: ``hubert_large_ll60k.pt``, otherwise as `read_hubert_base`."""
+    return _read("hubert_large", path)
+
+
 def _card(name: str, method: str, corpus: str, source: str, build, notes: str) -> Card:
     return Card(
         name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=1_663_072, layers=5,
@@ -163,10 +209,20 @@ def weights_card(name: str) -> dict:
     return json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
+def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, read, file: str) -> Card:
+    return Card(
+        name=name, family="hubert", method="M-P + VQ", input="waveform", corpus=corpus, parameters=parameters,
+        layers=layers, dim=dim, stride=320, licence="MIT", source="fairseq (arXiv:2106.07447), repacked by s3prl",
+        read=read, url=f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{file}",
+    )  # fmt: skip
+
+
 CARDS = (
     _card("random", "-", "none", "drawn, seed 0", random_hubert, "the control: what a bare network gives for nothing"),
     _card(
         "tiny_hubert", "M-P + VQ", "synthetic English", "in the package", tiny_hubert,
         "masked prediction of k-means units (arXiv:2106.07447)",
     ),
+    _published("hubert_base", "LS 960 hr", 94_697_600, 13, 768, read_hubert_base, "hubert_base_ls960.pt"),
+    _published("hubert_large", "LL 60k hr", 316_609_408, 25, 1024, read_hubert_large, "hubert_large_ll60k.pt"),
 )  # fmt: skip
