@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -255,7 +257,7 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         return
     from loky import ProcessPoolExecutor  # unlike the standard library's, works in notebooks and in bare scripts
 
-    pool = ProcessPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
     try:
         yield pool
     except BrokenExecutor as error:
@@ -265,6 +267,18 @@ def _pool(workers: int) -> Iterator[Executor | None]:
         ) from error
     finally:
         pool.shutdown(wait=True, kill_workers=True)
+
+
+def _start_worker(parent: int) -> None:
+    """One thread for the work, and one that ends the process when its parent has been killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
+
+
+def _leave_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def train_and_score(

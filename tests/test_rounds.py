@@ -104,6 +104,34 @@ def test_a_killed_worker_is_told_and_costs_nothing_that_was_finished(run, by_key
     assert len(run(workers=2, rounds=(2,), **by_key)) == 5
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell a process that its parent has gone")
+def test_workers_do_not_outlive_a_killed_parent():
+    program = """
+import os, signal
+from superb_lite.rounds import _pool
+with _pool(2) as pool:
+    print(*{pool.submit(os.getpid).result() for _ in range(9)}, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False).stdout
+    workers = [int(word) for word in out.split()]
+    assert workers
+    for _ in range(100):
+        alive = [pid for pid in workers if exists(pid)]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes {alive} are still there, ten seconds after their parent")
+
+
+def exists(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def killed_in(unlucky, *args, fold, **how):
     if fold == unlucky:
         os.kill(os.getpid(), signal.SIGKILL)
