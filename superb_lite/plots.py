@@ -22,6 +22,7 @@ from superb_lite.types import RATE
 if TYPE_CHECKING:
     import pandas
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from superb_lite.results import ResultsTable
@@ -93,6 +94,30 @@ def spectrogram(
     ax.set(xlabel="seconds", ylabel="mel band", title=title)
     _mark(ax, phones, line=PAPER)
     return ax
+
+
+def pretext(found: Mapping[str, Any], *, title: str = "") -> Figure:
+    """What a pretext objective makes of one clip, as its ``picture(wav)`` gives it: a panel below the other.
+
+    found: {"heard": (frames, bins), "hidden": what the network saw, "rebuilt" or "guessed" ...}, arrays or tensors.
+    Panels of spectrograms that can be compared share their colours. Used in notebooks 01 and 13.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 2.1 * len(found)), layout="constrained")
+    panels = np.atleast_1d(figure.subplots(len(found), 1))
+    heard = np.asarray(found["heard"])
+    for ax, (name, values) in zip(panels, found.items(), strict=True):
+        values = np.asarray(values)
+        like = values.shape[-1] == heard.shape[-1] and name != "guessed"
+        limits = {"vmin": np.quantile(heard, 0.02), "vmax": heard.max()} if like else {}
+        ax.imshow(values.T, origin="lower", aspect="auto", cmap="magma", interpolation="nearest", **limits)
+        ax.set(ylabel=name, yticks=[])
+        if ax is not panels[-1]:
+            ax.set(xticks=[])
+    panels[-1].set(xlabel="frame")
+    panels[0].set(title=title)
+    return figure
 
 
 def log_mel(samples: np.ndarray, *, mels: int = 80, window_sec: float = 0.025, hop_sec: float = 0.010) -> np.ndarray:

@@ -1,17 +1,21 @@
-"""Phase 1: train an upstream on speech without labels. One loop for every objective.
+"""Phase 1: train an upstream on speech without labels. One loop for every family's objective.
 
 The run is a pure function of its seed: the batch of step n and what is hidden in it are drawn from (seed, n),
 so a run that is killed goes on from its last checkpoint and ends with the same weights as an unbroken one.
+All families hear the same clips, in the same voices, for the same number of steps (`Plan`); what each learns from
+them is its `Pretext`.
 
 Command: ``superb-lite pretrain tiny_hubert``. Taught in notebook 01 (pre-train an upstream).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,42 +24,29 @@ from torch import Tensor, nn
 
 from superb_lite import files
 from superb_lite.types import RATE, Progress, SuperbLiteError, UnknownName
-from superb_lite.upstreams import hubert
+from superb_lite.upstreams import pretexts
+from superb_lite.upstreams._pretext import Pretext, Stage
+from superb_lite.upstreams.hubert import frames_of
 
-STRIDE = 320  # samples per frame of the tiny networks
+STRIDE = 320  # samples per frame of the networks that guess units
 SAVE_EVERY, REPORT_EVERY = 250, 10  # steps
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One iteration of HuBERT: cluster `source` (``mfcc`` or the state of that number) into units, learn to guess them.
-
-    The units come from the dry voice, the network hears it in a room with noise: what is worth guessing is what
-    was said, not where (the idea of WavLM's denoising, arXiv:2110.13900, section III-B). Clips are played between
-    1 / `speed` and `speed` times as fast; `warp` and `colour` change the voice as `another_throat` says.
-    """
-
-    source: str | int
-    units: int
-    steps: int
-    speed: float = 1.0
-    warp: float = 0.0
-    colour: float = 0.0
+WINDOW, HOP = 512, 128  # samples, of the spectrogram in which voices are changed
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that decides the outcome of a pre-training run. Steps count batches of `batch_sec` seconds."""
+    """What all families share in a pre-training run, and what decides its outcome besides the family's `Pretext`.
+
+    A step is a batch of `batch_sec` seconds. Clips are played between 1 / `speed` and `speed` times as fast; `warp` and
+    `colour` change the voice as `another_throat` says.
+    """
 
     hours: float = 4.5
-    stages: tuple[Stage, ...] = (
-        Stage("mfcc", 200, 4000, speed=1.15, warp=0.12, colour=0.5),
-        Stage(3, 200, 8000, speed=1.15, warp=0.12, colour=0.5),
-        Stage(3, 250, 16000, speed=1.15, warp=0.12, colour=0.5),
-        Stage(3, 250, 12000, speed=1.2, warp=0.15, colour=0.6),
-    )
-    lr: float = 1.5e-3
+    steps: int = 40_000
     batch_sec: float = 16.0
+    speed: float = 1.15
+    warp: float = 0.12
+    colour: float = 0.5
     warmup: float = 0.08
     weight_decay: float = 0.01
     clip_norm: float = 1.0
@@ -108,64 +99,69 @@ def mfcc(wav: Tensor) -> np.ndarray:
     return np.concatenate([padded[:-2], padded[1:-1], padded[2:]], axis=1)
 
 
-def _frames(network: nn.Module, speech: Speech, stage: Stage, clips: np.ndarray, device: str) -> list[np.ndarray]:
+def _frames(network: nn.Module, pretext: Pretext, speech: Speech, stage: Stage, clips: np.ndarray) -> list[np.ndarray]:
     """What the units of `stage` are clustered from, (frames, dim) for each of `clips`."""
     if stage.source == "mfcc":
         return [mfcc(speech.wav(clip, "dry")) for clip in clips]
-    teacher = hubert.Hubert("teacher", network, revision="")
-    found = []
+    teacher, found = pretext.wrap("teacher", network, ""), []
+    device = next(network.parameters()).device
     for part in np.array_split(clips, max(1, len(clips) // 16)):
         out = teacher([speech.wav(clip, "dry").to(device) for clip in part])
         states = out.states[stage.source].float().cpu().numpy()
         found += [same_speaker(states[n, :length]) for n, length in enumerate(out.lengths.tolist())]
-    network.requires_grad_(True)
     return found
 
 
 def find_units(
-    network: nn.Module, speech: Speech, stage: Stage, seed: int, device: str, progress: Progress | None
-) -> tuple:
+    network: nn.Module, pretext: Pretext, speech: Speech, stage: Stage, seed: int, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Cluster the frames of all clips: (units of clip after clip as int16, first frame of every clip)."""
     from sklearn.cluster import MiniBatchKMeans
 
+    network = copy.deepcopy(network)  # a teacher is frozen, and the network goes on learning
     sample = np.random.default_rng([seed, 7]).permutation(len(speech))[:1500]
-    frames = np.concatenate(_frames(network, speech, stage, np.sort(sample), device)).astype(np.float32)
+    frames = np.concatenate(_frames(network, pretext, speech, stage, np.sort(sample))).astype(np.float32)
     mean, scale = frames.mean(0), frames.std(0) + 1e-6
     kmeans = MiniBatchKMeans(stage.units, batch_size=4096, n_init=3, max_iter=60, random_state=seed)
     kmeans.fit((frames - mean) / scale)
     units, order = [None] * len(speech), speech.by_length
     for first in range(0, len(order), 256):
         clips = order[first : first + 256]
-        for clip, part in zip(clips, _frames(network, speech, stage, clips, device), strict=True):
+        for clip, part in zip(clips, _frames(network, pretext, speech, stage, clips), strict=True):
             units[clip] = kmeans.predict((part.astype(np.float32) - mean) / scale).astype(np.int16)
         if progress is not None:
             progress(f"finding {stage.units} units in {stage.source}", min(first + 256, len(order)), len(order))
     return np.concatenate(units), np.concatenate([[0], np.cumsum([len(u) for u in units])[:-1]])
 
 
-def learning_rate(step: int, steps: int, plan: Plan) -> float:
-    """Linear warm-up, then linear decay to zero."""
-    warmup = max(1, int(plan.warmup * steps))
-    return plan.lr * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+def learning_rate(step: int, steps: int, most: float, warmup: float) -> float:
+    """Linear warm-up for a share of the steps, then linear decay to zero."""
+    rising = max(1, int(warmup * steps))
+    return most * min((step + 1) / rising, (steps - step) / max(1, steps - rising))
 
 
-def _batch(
-    speech: Speech, units: np.ndarray, firsts: np.ndarray, rng: np.random.Generator, seconds: float, most: float
-) -> tuple[Tensor, Tensor]:
-    """Waveforms (batch, samples), each played up to `most` times faster or slower, and the unit of every frame.
+def draw_batch(speech: Speech, rng: np.random.Generator, plan: Plan) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Waveforms (batch, samples), each at a speed of its own and by another throat; the clips, and their speeds.
 
-    Another speed is another voice (pitch and formants move with it), yet the units stay those of the original: the
-    network learns that the size of a throat does not change what was said.
+    Another speed is another voice (pitch and formants move with it).
     """
-    clips, samples = speech.draw(rng, seconds)
-    speeds = rng.uniform(1 / most, most, size=len(clips))
+    clips, samples = speech.draw(rng, plan.batch_sec)
+    speeds = rng.uniform(1 / plan.speed, plan.speed, size=len(clips))
     samples = int(samples / speeds.max())
-    frames = np.arange(hubert.frames_of(samples))
     wavs = torch.stack([play_at(speech.wav(clip), speed)[:samples] for clip, speed in zip(clips, speeds, strict=True)])
-    wanted = np.stack(
-        [units[firsts[c] + np.floor(frames * speed).astype(int)] for c, speed in zip(clips, speeds, strict=True)]
-    )
-    return wavs, torch.from_numpy(wanted.astype(np.int64))
+    generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
+    return another_throat(wavs, plan.warp, plan.colour, generator), clips, speeds
+
+
+def units_of(found: tuple[np.ndarray, np.ndarray], samples: int, clips: np.ndarray, speeds: np.ndarray) -> Tensor:
+    """(batch, frames) int64: the units of clips that are played at other speeds and cut to `samples`.
+
+    Whatever the speed, the units stay those of the original: the size of a throat does not change what was said.
+    """
+    units, firsts = found
+    frames = np.arange(frames_of(samples))
+    places = [firsts[clip] + np.floor(frames * speed).astype(int) for clip, speed in zip(clips, speeds, strict=True)]
+    return torch.from_numpy(units[np.stack(places)].astype(np.int64))
 
 
 def play_at(wav: Tensor, speed: float) -> Tensor:
@@ -175,29 +171,34 @@ def play_at(wav: Tensor, speed: float) -> Tensor:
     ]
 
 
-def another_throat(mels: Tensor, warp: float, colour: float, generator: torch.Generator) -> Tensor:
-    """(batch, frames, 80) log-mel energies -> the same words from other throats and through other rooms.
+def another_throat(wavs: Tensor, warp: float, colour: float, generator: torch.Generator) -> Tensor:
+    """(batch, samples) -> the same words from other throats and through other rooms.
 
     Frequencies are multiplied by a smooth factor: its logarithm is one number for the clip, of standard deviation
     `warp`, plus two slow cosines over the mel scale of 0.7 times that, since the formants of two people differ by
-    more than one length. A smooth curve is added: four cosines of `colour` nepers of energy (1 neper is 4.3 dB).
+    more than one length. A smooth curve is added: four cosines of `colour` nepers of energy (1 neper is 4.3 dB). Both
+    happen to the magnitudes of a spectrogram, whose phases stay.
 
     Source: vocal tract length perturbation, Jaitly and Hinton 2013, with the bends added.
     """
-    batch, _, bins = mels.shape
-    place = (torch.arange(bins) + 0.5) / bins
+    if warp == 0 and colour == 0:
+        return wavs
+    window = torch.hann_window(WINDOW)
+    spectrum = torch.stft(wavs, WINDOW, HOP, window=window, return_complex=True)  # (batch, bins, frames)
+    bins = spectrum.shape[1]
+    hertz = torch.linspace(0, RATE / 2, bins)
+    place = torch.log1p(hertz / 700) / math.log1p(RATE / 2 / 700)  # 0..1, even on the mel scale
     waves = torch.cos(math.pi * torch.arange(5)[:, None] * place)  # (5, bins), the first is constant
-    bend = torch.tensor([1.0, 0.7, 0.7]) * torch.randn(batch, 3, generator=generator)
-    bottom, top = (1127 * math.log1p(hertz / 700) for hertz in (20, RATE / 2))
-    step = (top - bottom) / (bins + 1)  # the bands of Kaldi: even on the mel scale, 20 Hz to 8 kHz
-    hertz = 700 * torch.expm1((bottom + step * torch.arange(1, bins + 1)) / 1127)
-    where = (1127 * torch.log1p(hertz * torch.exp(warp * bend @ waves[:3]) / 700) - bottom) / step - 1
-    where = where.clamp(0, bins - 1).cummax(1).values.to(mels.device)[:, None]
+    bend = torch.tensor([1.0, 0.7, 0.7]) * torch.randn(len(wavs), 3, generator=generator)
+    where = torch.arange(bins) * torch.exp(warp * bend @ waves[:3])
+    where = where.clamp(0, bins - 1).cummax(1).values  # the order of frequencies stays
     low = where.floor().clamp(max=bins - 2)
-    share, low = where - low, low.long().expand_as(mels)
-    bent = mels.gather(2, low) * (1 - share) + mels.gather(2, low + 1) * share
-    curve = colour * torch.randn(batch, 4, generator=generator) @ waves[1:]
-    return bent + curve.to(mels.device)[:, None]
+    share, low = (where - low)[..., None], low.long()[..., None].expand(spectrum.shape)
+    size = spectrum.abs()
+    bent = size.gather(1, low) * (1 - share) + size.gather(1, low + 1) * share
+    curve = torch.exp(0.5 * colour * torch.randn(len(wavs), 4, generator=generator) @ waves[1:])  # half, of amplitude
+    changed = spectrum * (bent * curve[..., None] / size.clamp(min=1e-8))
+    return torch.istft(changed, WINDOW, HOP, window=window, length=wavs.shape[1]).clamp(-1.0, 1.0)
 
 
 def _save(path: Path, **state) -> None:
@@ -212,128 +213,158 @@ def _save_units(path: Path, units: np.ndarray, firsts: np.ndarray) -> None:
     files.write_atomically(path, write)
 
 
-def train_stage(
-    network: nn.Module, speech: Speech, stage: Stage, number: int, plan: Plan, checkpoint: Path, device: str,
-    progress: Progress | None,
-) -> list[tuple[int, float, float]]:  # fmt: skip
-    """Train `network` in place for one stage. Returns the curve [(step, loss, percent of units guessed right)]."""
-    torch.manual_seed(plan.seed + number)
-    objective = hubert.MaskedUnits(network, stage.units).to(device)
-    optimiser = torch.optim.AdamW(objective.parameters(), plan.lr, (0.9, 0.98), weight_decay=plan.weight_decay)
-    first, curve, units_file = 0, [], checkpoint.with_suffix(f".units{number}.npz")
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        if saved["stage"] > number:
-            return saved["curves"][number]
-        if saved["stage"] == number:
-            objective.load_state_dict(saved["objective"])
-            optimiser.load_state_dict(saved["optimiser"])
-            first, curve = saved["step"], saved["curves"][number]
-        else:
-            network.load_state_dict(saved["network"])
-    if not units_file.exists():
-        units, firsts = find_units(network, speech, stage, plan.seed, device, progress)
-        _save_units(units_file, units, firsts)
-    found = np.load(units_file)
-    units, firsts = found["units"], found["firsts"]
-    recent: list[tuple[float, float]] = []
-    for step in range(first, stage.steps):
-        rng = np.random.default_rng([plan.seed, number, step])
-        wavs, wanted = _batch(speech, units, firsts, rng, plan.batch_sec, stage.speed)
+class _Run:
+    """One pre-training run: its network, how far it is, and where that is written down."""
+
+    def __init__(
+        self, name: str, pretext: Pretext, plan: Plan, speech: Speech, out: Path, device: str, progress: Progress | None
+    ) -> None:
+        self.name, self.pretext, self.plan, self.speech = name, pretext, plan, speech
+        self.out, self.device, self.progress = out, device, progress
+        self.checkpoint = out.with_suffix(".checkpoint.pt")
+        self.network = pretext.network().to(device)
+        self.curves: list[list[list[float]]] = [[] for _ in pretext.stages]
+        self.logs: tuple[str, ...] = ()
+
+    def learn(self) -> None:
+        """All stages, or what a kill has left of them."""
+        saved = self._saved()
+        at = 0 if saved is None else saved["stage"]
+        for number, stage in enumerate(self.pretext.stages):
+            torch.manual_seed(self.plan.seed + number)
+            objective = self.pretext.objective(self.network, *((stage.units,) if stage.units else ()))
+            objective = objective.to(self.device).train()
+            optimiser = torch.optim.AdamW(
+                [weights for weights in objective.parameters() if weights.requires_grad], self.pretext.lr, (0.9, 0.98),
+                weight_decay=self.plan.weight_decay,
+            )  # fmt: skip
+            if number < at:
+                continue  # its random numbers were drawn; what it learned is in the checkpoint of a later stage
+            first = 0
+            if saved is not None and number == at:
+                objective.load_state_dict(saved["objective"])
+                optimiser.load_state_dict(saved["optimiser"])
+                first = saved["step"]
+            units = self._units(stage, number) if stage.units else None
+            self._stage(objective, optimiser, number, first, units)
+        _draw(objective, self.speech.wav(int(self.speech.by_length[len(self.speech) // 2])), self.out)
+
+    def _stage(self, objective: nn.Module, optimiser: torch.optim.Optimizer, number: int, first: int, units) -> None:
+        steps = max(1, round(self.pretext.stages[number].share * self.plan.steps))
+        recent: list[list[float]] = []
+        for step in range(first, steps):
+            loss, seen = self._step(objective, optimiser, number, step, steps, units)
+            self.logs = tuple(seen)
+            recent.append([loss, *seen.values()])
+            done = step + 1
+            if done % SAVE_EVERY == 0 or done == steps:
+                self.curves[number].append([done, *(round(float(x), 4) for x in np.mean(recent, axis=0))])
+                recent.clear()
+                _save(
+                    self.checkpoint, stage=number, step=done, objective=objective.state_dict(), logs=self.logs,
+                    optimiser=optimiser.state_dict(), curves=self.curves, recipe=self._recipe(),
+                )  # fmt: skip
+            if self.progress is not None and (done % REPORT_EVERY == 0 or done == steps):
+                said = "".join(f", {name} {value:.1f}" for name, value in seen.items())
+                self.progress(f"{self.name}, stage {number + 1}: loss {loss:.3f}{said}", done, steps)
+
+    def _step(self, objective, optimiser, number: int, step: int, steps: int, units) -> tuple[float, dict[str, float]]:
+        rng = np.random.default_rng([self.plan.seed, number, step])
+        wavs, clips, speeds = draw_batch(self.speech, rng, self.plan)
+        wanted = () if units is None else (units_of(units, wavs.shape[1], clips, speeds).to(self.device),)
         generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(step, stage.steps, plan)
-        pairs, _ = network.feature_extractor(wavs.to(device), None)
-        mels = another_throat(pairs.unflatten(2, (2, 80)).flatten(1, 2), stage.warp, stage.colour, generator)
-        loss, seen = objective(mels.unflatten(1, (-1, 2)).flatten(2), wanted.to(device), generator)
+            group["lr"] = learning_rate(step, steps, self.pretext.lr, self.plan.warmup)
+        kind = self.device.partition(":")[0]
+        with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            loss, seen = objective(wavs.to(self.device), *wanted, generator)
         optimiser.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(objective.parameters(), plan.clip_norm)
+        nn.utils.clip_grad_norm_(objective.parameters(), self.plan.clip_norm)
         optimiser.step()
-        recent.append((loss.item(), seen["right"]))
-        done = step + 1
-        if done % SAVE_EVERY == 0 or done == stage.steps:
-            curve.append((done, *(round(float(x), 4) for x in np.mean(recent, axis=0))))
-            recent = []
-            _save(
-                checkpoint, stage=number, step=done, objective=objective.state_dict(), optimiser=optimiser.state_dict(),
-                network=network.state_dict(), curves={**_curves(checkpoint), number: curve}, plan=repr(plan),
-            )  # fmt: skip
-        if progress is not None and (done % REPORT_EVERY == 0 or done == stage.steps):
-            shown = f"loss {curve[-1][1]:.3f}, {curve[-1][2]:.1f} % right" if curve else "warming up"
-            progress(f"stage {number + 1}: {shown}", done, stage.steps)
-    return curve
+        return loss.item(), seen
+
+    def _units(self, stage: Stage, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """The units of a stage, from the file beside the checkpoint if they were found before."""
+        path = self.checkpoint.with_suffix(f".units{number}.npz")
+        if not path.exists():
+            found = find_units(self.network, self.pretext, self.speech, stage, self.plan.seed, self.progress)
+            _save_units(path, *found)
+        found = np.load(path)
+        return found["units"], found["firsts"]
+
+    def _recipe(self) -> str:
+        return repr((self.name, self.plan, self.pretext.stages, self.pretext.lr))
+
+    def _saved(self) -> dict[str, Any] | None:
+        """What an earlier run left. Raises SuperbLiteError if it had another recipe: going on would mix the two."""
+        if not self.checkpoint.exists():
+            return None
+        saved = torch.load(self.checkpoint, map_location=self.device, weights_only=True)
+        if saved["recipe"] != self._recipe():
+            names = f"{self.checkpoint.name} and {self.checkpoint.stem}.units*.npz"
+            raise SuperbLiteError(
+                f"{self.checkpoint} belongs to a run with another plan ({saved['recipe']}); expected {self._recipe()}. "
+                f"Delete {names}, or choose another --out"
+            )
+        self.curves, self.logs = saved["curves"], saved["logs"]
+        return saved
+
+    def write(self) -> None:
+        """The weights in half precision, and the card that says how they were made."""
+        import safetensors.torch
+
+        half = {
+            key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
+            for key, value in self.network.state_dict().items()
+        }
+        files.write_atomically(self.out, safetensors.torch.save(half))
+        hours = float(self.speech.lengths.sum()) / RATE / 3600
+        card = {
+            "name": self.name, "method": self.pretext.method,
+            "data": f"{hours:.2f} h of unlabelled synthetic English (espeak-ng, the 40 training voices, rooms, noise)",
+            "clips": len(self.speech), "plan": asdict(self.plan), "lr": self.pretext.lr,
+            "stages": [asdict(stage) for stage in self.pretext.stages],
+            "columns": ["step", "loss", *self.logs], "curves": self.curves,
+            "parameters": sum(p.numel() for p in self.network.parameters()), "precision": "float16",
+            "device": self.device, "torch": torch.__version__, "licence": "MIT",
+        }  # fmt: skip
+        files.write_atomically(self.out.with_suffix(".json"), json.dumps(card, indent=1).encode())
 
 
-def _same_plan(checkpoint: Path, plan: Plan) -> None:
-    """Raise SuperbLiteError if `checkpoint` is of a run with another plan: going on would mix two recipes."""
-    if not checkpoint.exists():
-        return
-    theirs = torch.load(checkpoint, map_location="cpu", weights_only=True)["plan"]
-    if theirs != repr(plan):
-        names = f"{checkpoint.name} and {checkpoint.stem}.units*.npz"
-        raise SuperbLiteError(
-            f"{checkpoint} belongs to a run with another plan ({theirs}); expected {plan!r}. "
-            f"Delete {names}, or choose another --out"
-        )
+def _draw(objective: nn.Module, wav: Tensor, out: Path) -> None:
+    """A picture beside the weights: what the objective makes of one clip."""
+    from superb_lite.plots import pretext
 
-
-def _curves(checkpoint: Path) -> dict:
-    return torch.load(checkpoint, weights_only=True)["curves"] if checkpoint.exists() else {}
+    device = next(objective.parameters()).device
+    figure = pretext(objective.eval().picture(wav.to(device)), title=out.stem)
+    files.write_atomically(out.with_suffix(".png"), lambda path: figure.savefig(path, dpi=80))
 
 
 def pretrain(
     name: str, *, steps: int | None = None, device: str = "cpu", out: str | Path | None = None,
     data: str | Path | None = None, plan: Plan | None = None, progress: Progress | None = None,
 ) -> Path:  # fmt: skip
-    """Pre-train upstream `name` on unlabelled speech and write its weights and card. Returns the weight file.
+    """Pre-train upstream `name` on unlabelled speech; write weights, card and picture. Returns the weight file.
 
-    steps: total, shared among the stages as in the plan; None for all of them. out: the .safetensors file; the
-    card (.json) and the checkpoint lie beside it. data: a folder of unlabelled speech; None makes it first.
+    steps: in all, shared among the stages; None for those of the plan. out: the .safetensors file; the card (.json),
+    the picture (.png) and the checkpoint lie beside it. data: a folder of unlabelled speech; None makes it first.
     Run again after a kill, it goes on where it was. Raises UnknownName for an upstream that learns nothing,
     and SuperbLiteError if the checkpoint beside `out` is of another plan.
     """
-    if name != "tiny_hubert":
-        raise UnknownName.among("upstream that can be pre-trained", name, ("tiny_hubert",))
+    if name not in pretexts():
+        raise UnknownName.among("upstream that can be pre-trained", name, tuple(pretexts()))
     plan = Plan() if plan is None else plan
-    if steps is not None:
-        total = sum(stage.steps for stage in plan.stages)
-        shares = tuple(replace(s, steps=max(1, round(steps * s.steps / total))) for s in plan.stages)
-        plan = replace(plan, stages=shares)
+    plan = plan if steps is None else replace(plan, steps=steps)
     out = Path(out) if out is not None else files.cache_root() / "pretrained" / f"{name}.safetensors"
     out.parent.mkdir(parents=True, exist_ok=True)
     if data is None:
         from superb_lite.corpora._make import write_unlabelled
 
         data = write_unlabelled(files.cache_root() / f"unlabelled-{plan.hours:g}h", plan.hours, progress=progress)
-    speech = Speech(Path(data))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
-        network = hubert.tiny_network().to(device)
-        checkpoint = out.with_suffix(".checkpoint.pt")
-        _same_plan(checkpoint, plan)
-        curves = [
-            train_stage(network, speech, stage, number, plan, checkpoint, device, progress)
-            for number, stage in enumerate(plan.stages)
-        ]
-        network.load_state_dict(torch.load(checkpoint, map_location=device, weights_only=True)["network"])
-    _write(name, network, out, plan, speech, curves, device)
+        run = _Run(name, pretexts()[name], plan, Speech(Path(data)), out, device, progress)
+        run.learn()
+    run.write()
     return out
-
-
-def _write(name, network, out: Path, plan: Plan, speech: Speech, curves, device: str) -> None:
-    import safetensors.torch
-
-    half = {key: value.half().contiguous().cpu() for key, value in network.state_dict().items()}
-    files.write_atomically(out, safetensors.torch.save(half))
-    hours = float(speech.lengths.sum()) / RATE / 3600
-    card = {
-        "name": name, "method": "HuBERT: masked prediction of k-means units, four iterations",
-        "data": f"{hours:.2f} h of unlabelled synthetic English (espeak-ng, the 40 training voices, rooms, noise)",
-        "clips": len(speech), "plan": asdict(plan), "steps": sum(stage.steps for stage in plan.stages),
-        "curves": [[list(point) for point in curve] for curve in curves], "final_loss": curves[-1][-1][1],
-        "final_right_percent": curves[-1][-1][2], "parameters": sum(p.numel() for p in network.parameters()),
-        "precision": "float16", "device": device, "torch": torch.__version__, "licence": "MIT",
-        "differs": "HuBERT restarts from random weights in every iteration; here the network goes on learning",
-    }  # fmt: skip
-    files.write_atomically(out.with_suffix(".json"), json.dumps(card, indent=1).encode())

@@ -22,9 +22,9 @@ LEVELS = {
     **dict.fromkeys(["audio", "files", "text", "lm", "metrics", "losses", "heads", "dtw"], 1),
     **dict.fromkeys(["corpora", "upstreams"], 2),
     **dict.fromkeys(["features", "tasks"], 3),
-    **dict.fromkeys(["batches", "probe", "pretrain", "results"], 4),
+    **dict.fromkeys(["batches", "probe", "results"], 4),
     **dict.fromkeys(["rounds", "parity"], 5),
-    **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli", "bench", "live"], 6),
+    **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli", "bench", "live", "pretrain"], 6),
     **dict.fromkeys(["__init__", "__main__"], 7),
 }
 STRANGERS = [("tasks", "upstreams"), ("upstreams", "tasks")]  # never, in either direction

@@ -12,17 +12,29 @@ import importlib
 import pkgutil
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 from superb_lite.types import Card, CheckpointRefused, ContractBroken, UnknownName, Upstream
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import find_checkpoint
 from superb_lite.upstreams.hub import PREFIXES
 
 
 @cache
-def _cards() -> dict[str, Card]:
+def _families() -> list[ModuleType]:
     names = [m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_")]
-    modules = [importlib.import_module(f"{__name__}.{name}") for name in names]
-    return {card.name: card for module in modules for card in module.CARDS}
+    return [importlib.import_module(f"{__name__}.{name}") for name in names]
+
+
+@cache
+def _cards() -> dict[str, Card]:
+    return {card.name: card for module in _families() for card in module.CARDS}
+
+
+@cache
+def pretexts() -> dict[str, Pretext]:
+    """How our tiny upstreams learn, {name: Pretext}: what ``superb-lite pretrain`` knows."""
+    return {name: found for module in _families() for name, found in getattr(module, "PRETEXTS", {}).items()}
 
 
 def list_upstreams() -> tuple[Card, ...]:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
 from superb_lite.upstreams.fbank import cmvn
 
@@ -307,6 +308,11 @@ _card = partial(
     Card, family="apc", input="FBANK", corpus="LS 360 hr", layers=3, dim=512, stride=160,
     licence="none stated for the weights (toolkit: Apache-2.0)",
 )  # fmt: skip
+
+PRETEXTS = {
+    "tiny_apc": Pretext("APC: say how it sounds 50 ms later", tiny_network, ApcObjective, Apc),
+    "tiny_vq_apc": Pretext("VQ-APC: the same through 128 codes", partial(tiny_network, codes=128), ApcObjective, Apc),
+}
 
 CARDS = (
     _card(

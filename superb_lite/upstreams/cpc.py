@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
 from superb_lite.upstreams.hubert import WEIGHTS
 from superb_lite.upstreams.mockingjay import MelPairs, reading
@@ -235,6 +236,12 @@ def tiny_cpc(path: str | Path | None = None) -> Cpc:
     revision = load_weights(network, WEIGHTS / "tiny_cpc.safetensors" if path is None else path)
     return Cpc("tiny_cpc", network, revision, MelPairs.stride, all_levels=True)
 
+
+def _tiny(name: str, network: Network, revision: str) -> Cpc:
+    return Cpc(name, network, revision, MelPairs.stride, all_levels=True)
+
+
+PRETEXTS = {"tiny_cpc": Pretext("CPC: tell the future from other moments", tiny_network, CpcObjective, _tiny)}
 
 CARDS = (
     Card(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import rename, weights_of
 from superb_lite.upstreams._frozen import load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, project, spans
 from superb_lite.upstreams.apc import BANDS, WEIGHTS, Codebook, clean_mels, filled, looking, quantise
@@ -152,6 +153,10 @@ def tiny_decoar2(path: str | Path | None = None) -> Decoar2:
     revision = load_weights(network, WEIGHTS / "tiny_decoar2.safetensors" if path is None else path)
     return Decoar2("tiny_decoar2", network, revision)
 
+
+PRETEXTS = {
+    "tiny_decoar2": Pretext("DeCoAR 2.0: rebuild hidden spans from codes", tiny_network, Decoar2Objective, Decoar2)
+}
 
 CARDS = (
     Card(

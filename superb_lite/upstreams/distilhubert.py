@@ -21,6 +21,7 @@ from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, extract, project
 from superb_lite.upstreams.fbank import log_mel
@@ -149,6 +150,15 @@ def read_distilhubert(path: str | Path) -> DistilHubert:
     network, revision = build(lambda: with_heads(torchaudio.models.wav2vec2_model(**sizes), tasks), ours, path)
     return DistilHubert("distilhubert", network, revision, frame_rule="conv")
 
+
+def _pupil(network: nn.Module) -> Distillation:
+    """Starts as a copy of its teacher's first blocks, as in the paper."""
+    teacher = hubert.tiny_hubert()
+    start_from(network, teacher.network)
+    return Distillation(network, teacher)
+
+
+PRETEXTS = {"tiny_distilhubert": Pretext("DistilHuBERT: say what a teacher says", tiny_network, _pupil, DistilHubert)}
 
 CARDS = (
     Card(

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import digest, load_weights
+from superb_lite.upstreams._pretext import Pretext, Stage
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
 from superb_lite.upstreams.fbank import log_mel
@@ -111,9 +112,12 @@ class MaskedUnits(nn.Module):
         """(batch, frames) bool, True where the network must not look."""
         return spans(torch.rand(batch, frames, generator=generator) < self.start_rate, self.span)
 
-    def forward(self, features: Tensor, units: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """features: (batch, frames, 160) of the front end; units: (batch, frames). Returns the loss and what to log."""
-        x, _ = project(self.network, features, None)
+    def forward(self, wavs: Tensor, units: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """wavs: (batch, samples) of equal length; units: (batch, frames). Returns the loss and what to log.
+
+        ``right``: percent of hidden frames whose unit is guessed; `generator` lives on the CPU.
+        """
+        x, _ = project(self.network, self.network.feature_extractor(wavs, None)[0], None)
         hide = self.mask(x.shape[0], x.shape[1], generator).to(x.device)
         x = torch.where(hide[..., None], self.hidden_frame, x)
         logits = self.guess(blocks(self.network, x)[-1])
@@ -216,6 +220,12 @@ def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, r
         read=read, url=f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{file}",
     )  # fmt: skip
 
+
+ITERATIONS = (Stage(0.1, "mfcc", 200), Stage(0.2, 3, 200), Stage(0.4, 3, 250), Stage(0.3, 3, 250))
+PRETEXTS = {
+    "tiny_hubert": Pretext("HuBERT: guess hidden units", tiny_network, MaskedUnits, Hubert, ITERATIONS, lr=1.5e-3),
+    "tiny_hubert_large": Pretext("HuBERT, deep and pre-norm", tiny_large_network, MaskedUnits, Hubert, ITERATIONS),
+}
 
 CARDS = (
     _card("random", "-", "none", "drawn, seed 0", random_hubert, "the control: what a bare network gives for nothing"),

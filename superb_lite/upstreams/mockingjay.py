@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import load_published, part, read_checkpoint, settings
 from superb_lite.upstreams.fbank import cmvn, log_mel, with_deltas
 from superb_lite.upstreams.hubert import WEIGHTS, LogMelFrontEnd
@@ -403,6 +404,11 @@ def _card(name: str, method: str, corpus: str, parameters: int, blocks: int, pla
         read=partial(read_mockingjay, name=name), url=f"https://www.dropbox.com/s/{place}?dl=1", notes=notes,
     )  # fmt: skip
 
+
+PRETEXTS = {
+    "tiny_mockingjay": Pretext("Mockingjay: rebuild hidden time", tiny_network, MockingjayObjective, Mockingjay),
+    "tiny_tera": Pretext("TERA: rebuild hidden time and frequency", tiny_network, TeraObjective, Mockingjay),
+}
 
 CARDS = (
     _card(

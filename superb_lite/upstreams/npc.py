@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams.apc import (
     BANDS,
     PLACE,
@@ -177,6 +178,8 @@ def tiny_npc(path: str | Path | None = None) -> Npc:
     network = tiny_network()
     return Npc("tiny_npc", network, load_weights(network, WEIGHTS / "tiny_npc.safetensors" if path is None else path))
 
+
+PRETEXTS = {"tiny_npc": Pretext("NPC: fill the gap from what is around it", tiny_network, NpcObjective, Npc)}
 
 CARDS = (
     Card(

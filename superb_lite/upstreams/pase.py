@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import MOST, weights_of
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import read_checkpoint
 from superb_lite.upstreams.apc import WEIGHTS, filled, looking
 
@@ -355,6 +356,8 @@ def tiny_pase(path: str | Path | None = None) -> Pase:
     revision = load_weights(network, WEIGHTS / "tiny_pase.safetensors" if path is None else path)
     return Pase("tiny_pase", network, revision)
 
+
+PRETEXTS = {"tiny_pase": Pretext("PASE+: several small questions about one clip", tiny_network, PaseObjective, Pase)}
 
 CARDS = (
     Card(

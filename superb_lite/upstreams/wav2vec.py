@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams.cpc import compare, others, spectrogram
 from superb_lite.upstreams.hubert import WEIGHTS
@@ -407,6 +408,15 @@ def _card(name: str, method: str, parameters: int, file: str, notes: str) -> Car
         url=f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{file}",
     )  # fmt: skip
 
+
+def _tiny(name: str, network: Network, revision: str) -> Wav2Vec:
+    return Wav2Vec(name, network, revision, MelPairs.stride)
+
+
+PRETEXTS = {
+    "tiny_wav2vec": Pretext("wav2vec: tell the next steps from others", tiny_network, Wav2VecObjective, _tiny),
+    "tiny_vq_wav2vec": Pretext("the same over codes", partial(tiny_network, codes=64), Wav2VecObjective, _tiny),
+}
 
 CARDS = (
     _card("wav2vec", "F-C", 32_537_088, "wav2vec_large.pt", "tells true futures from false ones (arXiv:1904.05862)"),

@@ -24,6 +24,7 @@ from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint, settings
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
 
@@ -240,6 +241,11 @@ def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, r
         read=read, url=f"https://huggingface.co/s3prl/converted_ckpts/resolve/main/{file}", sha256=sha256,
     )  # fmt: skip
 
+
+PRETEXTS = {
+    "tiny_wav2vec2": Pretext("wav2vec 2.0: which code is hidden here?", tiny_network, Contrast, Wav2Vec2),
+    "tiny_wav2vec2_large": Pretext("wav2vec 2.0, deep and pre-norm", tiny_large_network, Contrast, Wav2Vec2),
+}
 
 CARDS = (
     _published("wav2vec2_base", "LS 960 hr", 95_044_608, 13, 768, read_wav2vec2_base, "wav2vec_small.pt"),

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import load_weights
+from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer
-from superb_lite.upstreams.hubert import LogMelFrontEnd, MaskedUnits
+from superb_lite.upstreams.hubert import ITERATIONS, LogMelFrontEnd, MaskedUnits
 
 _ATTENTION = r"encoder\.layers\.(\d+)\.self_attn\."
 _OURS = r"encoder.transformer.layers.\1.attention."
@@ -103,9 +104,7 @@ class DenoisedUnits(nn.Module):
 
         `generator` lives on the CPU.
         """
-        heard = mix(wavs, generator, share=self.share)
-        features, _ = self.masked.network.feature_extractor(heard, None)
-        return self.masked(features, units, generator)
+        return self.masked(mix(wavs, generator, share=self.share), units, generator)
 
     def picture(self, wav: Tensor) -> dict[str, Tensor]:
         """As `MaskedUnits.picture`; the second voice is the clip itself, backwards, over its middle."""
@@ -160,6 +159,12 @@ def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, r
         notes="units guessed through a second voice; entered the competition after the paper",
     )  # fmt: skip
 
+
+PRETEXTS = {
+    "tiny_wavlm": Pretext(
+        "WavLM: guess hidden units behind a second voice", tiny_network, DenoisedUnits, WavLM, ITERATIONS
+    )
+}
 
 CARDS = (
     _published("wavlm_base", "LS 960 hr", 94_381_936, 13, 768, read_wavlm_base),

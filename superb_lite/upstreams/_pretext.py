@@ -1,0 +1,58 @@
+"""Phase 1 as data: which network learns from which objective, and what comes out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from torch import nn
+
+from superb_lite.types import Upstream
+from superb_lite.upstreams._frozen import load_weights
+
+WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a pre-training run. share: of all steps.
+
+    Where units are guessed, a stage begins by clustering `source` (``mfcc``, or the state of that number, of the
+    network as it is) into `units`; they come from the dry voice, while the network hears it in a room with noise: what
+    is worth guessing is what was said, not where (the idea of WavLM's denoising, arXiv:2110.13900, section III-B).
+    """
+
+    share: float = 1.0
+    source: str | int | None = None
+    units: int = 0
+
+
+@dataclass(frozen=True)
+class Pretext:
+    """How a tiny upstream learns. A family file names its own in ``PRETEXTS``, {name: Pretext}.
+
+    network:   makes the untrained network
+    objective: makes what is trained, of a network and, where `stages` have units, their number. Called with waveforms
+               (batch, samples) of equal length, the units if there are any, and a generator on the CPU, it returns
+               the loss and what to log, the most telling number first
+    wrap:      makes the frozen upstream, of its name, a trained network and a revision
+    lr:        the largest learning rate
+    """
+
+    method: str
+    network: Callable[[], nn.Module]
+    objective: Callable[..., nn.Module]
+    wrap: Callable[[str, nn.Module, str], Upstream]
+    stages: tuple[Stage, ...] = (Stage(),)
+    lr: float = 1e-3
+
+
+def load_tiny(name: str, pretext: Pretext, path: str | Path | None = None) -> Upstream:
+    """The upstream with our weights, or with those of a safetensors file made by ``superb-lite pretrain``.
+
+    Raises CheckpointRefused naming the file.
+    """
+    network = pretext.network()
+    return pretext.wrap(name, network, load_weights(network, WEIGHTS / f"{name}.safetensors" if path is None else path))
