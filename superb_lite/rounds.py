@@ -14,6 +14,7 @@ import hashlib
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, replace
@@ -259,7 +260,10 @@ def _pool(workers: int) -> Iterator[Executor | None]:
 
     pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
     try:
-        yield pool
+        with warnings.catch_warnings():
+            # they map feature files into memory; Loky takes that for a leak and starts a fresh one, which does no harm
+            warnings.filterwarnings("ignore", message="A worker was restarted")
+            yield pool
     except BrokenExecutor as error:
         raise SuperbLiteError(
             f"a worker was killed: was the memory too small for {workers} of them? What was finished is kept; run it "

@@ -37,6 +37,7 @@ from superb_lite.course.static import MAX_MINUTES, static_problems
 
 SANITIZE = Path(__file__).with_name("nbval_sanitize.cfg")
 CELL_TIMEOUT_SEC = 300
+MOST_AT_ONCE = 4  # kernels, each with up to two gigabytes
 DAMAGED_RUN = 2  # pytest: 0 all passed, 1 some failed, 2 and more: it could not do its work
 
 
@@ -132,7 +133,11 @@ def first_change(wanted: str, stored: str) -> str | None:
 
 
 def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: Callable[[str], None]) -> list[str]:
-    """Run notebooks in one pytest process and compare all outputs strictly. Features are stored once for all."""
+    """Run notebooks, one per core at a time, and compare all outputs strictly. Features are stored once for all.
+
+    Solved ones come first: the students' versions, which use the same features, then find them.
+    """
+    paths = sorted(paths, key=lambda path: (path.parent != project.solutions, path.name))
     missing = [name for name in ("pytest", "nbval") if importlib.util.find_spec(name) is None]
     if missing:
         raise CourseBroken(f"running the notebooks needs {' and '.join(missing)}: python -m pip install -e .[test]")
@@ -140,6 +145,8 @@ def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: C
         report, ini = Path(folder, "report.xml"), Path(folder, "pytest.ini")
         ini.write_text("[pytest]\n")  # not the checkout's own settings: they are for its tests
         env.setdefault("SUPERB_LITE_CACHE", str(Path(folder, "cache")))
+        if "-n" in _parallel(paths):
+            env["OMP_NUM_THREADS"] = "1"  # kernels that share a core slow each other down tenfold
         done = subprocess.run(_command(project, paths, ini, report), env=env, cwd=project.root, check=False)
         if done.returncode >= DAMAGED_RUN or not report.is_file():
             raise CourseBroken(f"pytest ended with code {done.returncode} and compared nothing; its words are above")
@@ -155,8 +162,18 @@ def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: C
     return [*failures, *slow, *(f"{name}: was not run at all" for name in sorted(unseen))]
 
 
+def _parallel(paths: Sequence[Path]) -> list[str]:
+    """Options of pytest that give each core a notebook; none for a single notebook or core, or without pytest-xdist."""
+    from loky import cpu_count
+
+    count = min(cpu_count(), len(paths), MOST_AT_ONCE)
+    if count < 2 or importlib.util.find_spec("xdist") is None:
+        return ["-p", "no:xdist"]
+    return ["-n", str(count), "--dist", "loadscope"]
+
+
 def _command(project: Project, paths: Sequence[Path], ini: Path, report: Path) -> list[str]:
-    plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist"]
+    plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", *_parallel(paths)]
     options = [
         "--nbval",
         "--nbval-current-env",
