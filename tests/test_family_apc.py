@@ -14,6 +14,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import apc
+from superb_lite.upstreams._pretext import load_tiny
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "upstreams"
 AUDIO = {"feat_type": "fbank", "feat_dim": 80, "frame_length": 25, "frame_shift": 10, "decode_wav": False, "cmvn": True}
@@ -170,13 +171,13 @@ def test_other_files_are_refused(tmp_path):
         apc.read_vq_apc(write(tmp_path, net, vq={"codebook_size": [8], "code_dim": [8, 8], "gumbel_temperature": 1}))
 
 
-@pytest.mark.parametrize(("build", "codes"), [(apc.tiny_apc, 0), (apc.tiny_vq_apc, 128)])
-def test_tiny_weights_are_read(tmp_path, build, codes):
+@pytest.mark.parametrize(("name", "codes"), [("tiny_apc", 0), ("tiny_vq_apc", 128)])
+def test_tiny_weights_are_read(tmp_path, name, codes):
     net = apc.tiny_network(codes=codes)
     half = {name: value.half() for name, value in net.state_dict().items()}
     (tmp_path / "it.safetensors").write_bytes(safetensors.torch.save(half))
-    upstream = build(tmp_path / "it.safetensors")
-    assert upstream.name == build.__name__ and (upstream.layers, upstream.dim) == (3, 176)
+    upstream = load_tiny(name, apc.PRETEXTS[name], tmp_path / "it.safetensors")
+    assert upstream.name == name and (upstream.layers, upstream.dim) == (3, 176)
     assert 0.4e6 < sum(p.numel() for p in upstream.parameters()) < 0.65e6
 
 

@@ -15,6 +15,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import cpc
+from superb_lite.upstreams._pretext import load_tiny
 from superb_lite.upstreams.cpc import Cpc, CpcObjective
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "upstreams"
@@ -139,7 +140,7 @@ def test_the_tiny_one_keeps_the_contract():
 def test_the_tiny_one_reads_its_weights(tmp_path):
     net = objective(3).network
     safetensors.torch.save_file(net.state_dict(), tmp_path / "tiny.safetensors")
-    upstream = cpc.tiny_cpc(tmp_path / "tiny.safetensors")
+    upstream = load_tiny("tiny_cpc", cpc.PRETEXTS["tiny_cpc"], tmp_path / "tiny.safetensors")
     assert (upstream.name, upstream.layers, upstream.dim, upstream.stride) == ("tiny_cpc", 3, 160, 320)
     assert torch.equal(upstream.network.encoder.convs[0].weight, net.encoder.convs[0].weight)
 

@@ -13,6 +13,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import decoar2
+from superb_lite.upstreams._pretext import load_tiny
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "upstreams"
 
@@ -142,7 +143,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
 def test_tiny_weights_are_read(tmp_path):
     net = decoar2.tiny_network()
     (tmp_path / "it.safetensors").write_bytes(safetensors.torch.save(net.state_dict()))
-    upstream = decoar2.tiny_decoar2(tmp_path / "it.safetensors")
+    upstream = load_tiny("tiny_decoar2", decoar2.PRETEXTS["tiny_decoar2"], tmp_path / "it.safetensors")
     assert (upstream.name, upstream.layers, upstream.dim) == ("tiny_decoar2", 4, 128)
     assert 0.4e6 < sum(p.numel() for p in upstream.parameters()) < 0.65e6
 

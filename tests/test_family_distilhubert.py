@@ -10,6 +10,7 @@ from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import distilhubert, hubert
 from superb_lite.upstreams._fairseq import Settings
+from superb_lite.upstreams._pretext import load_tiny
 
 (CARD,) = distilhubert.CARDS
 
@@ -137,7 +138,7 @@ def test_the_picture():
 def test_the_tiny_one_keeps_the_contract(tmp_path):
     network = distilhubert.tiny_network()
     safetensors.torch.save_file(network.state_dict(), tmp_path / "t.safetensors")
-    upstream = distilhubert.tiny_distilhubert(tmp_path / "t.safetensors")
+    upstream = load_tiny("tiny_distilhubert", distilhubert.PRETEXTS["tiny_distilhubert"], tmp_path / "t.safetensors")
     assert upstream.layers == 6
     check_upstream(upstream)
     assert files.batch_gap(upstream, files.noise(0.8, 0.3)) < 1e-5

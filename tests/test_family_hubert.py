@@ -10,6 +10,7 @@ from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings
+from superb_lite.upstreams._pretext import load_tiny
 
 CARDS = {card.name: card for card in hubert.CARDS}
 READ = {False: hubert.read_hubert_base, True: hubert.read_hubert_large}
@@ -128,7 +129,7 @@ def test_the_deep_thin_one_keeps_the_contract(tmp_path):
     network = hubert.tiny_large_network()
     assert 400_000 < sum(p.numel() for p in network.parameters()) < 900_000
     safetensors.torch.save_file(network.state_dict(), tmp_path / "t.safetensors")
-    upstream = hubert.tiny_hubert_large(tmp_path / "t.safetensors")
+    upstream = load_tiny("tiny_hubert_large", hubert.PRETEXTS["tiny_hubert_large"], tmp_path / "t.safetensors")
     assert upstream.layers == 9
     check_upstream(upstream)
     assert files.batch_gap(upstream, files.noise(0.8, 0.3)) < 1e-5

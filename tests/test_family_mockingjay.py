@@ -15,6 +15,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import mockingjay
+from superb_lite.upstreams._pretext import load_tiny
 from superb_lite.upstreams.mockingjay import KaldiFbank, Mel, Mockingjay, Transformer
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "upstreams"
@@ -186,7 +187,7 @@ def test_the_tiny_one_keeps_the_contract():
 
 def test_the_tiny_one_reads_its_weights(tmp_path):
     safetensors.torch.save_file(tiny(3).state_dict(), tmp_path / "tiny.safetensors")
-    upstream = mockingjay.tiny_tera(tmp_path / "tiny.safetensors")
+    upstream = load_tiny("tiny_tera", mockingjay.PRETEXTS["tiny_tera"], tmp_path / "tiny.safetensors")
     assert upstream.name == "tiny_tera" and upstream.stride == 320
     assert torch.equal(upstream.network.project.weight, tiny(3).project.weight)
 

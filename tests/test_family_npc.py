@@ -13,6 +13,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import apc, npc
+from superb_lite.upstreams._pretext import load_tiny
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "upstreams"
 AUDIO = {"feat_type": "fbank", "feat_dim": 80, "frame_length": 25, "frame_shift": 10, "decode_wav": False, "cmvn": True}
@@ -176,7 +177,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
 def test_tiny_weights_are_read(tmp_path):
     net = npc.tiny_network()
     (tmp_path / "it.safetensors").write_bytes(safetensors.torch.save(net.state_dict()))
-    upstream = npc.tiny_npc(tmp_path / "it.safetensors")
+    upstream = load_tiny("tiny_npc", npc.PRETEXTS["tiny_npc"], tmp_path / "it.safetensors")
     assert (upstream.name, upstream.layers, upstream.dim) == ("tiny_npc", 5, 128)
     assert 0.4e6 < sum(p.numel() for p in upstream.parameters()) < 0.65e6
 

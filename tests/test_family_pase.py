@@ -15,6 +15,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused, SuperbLiteError
 from superb_lite.upstreams import pase
+from superb_lite.upstreams._pretext import load_tiny
 
 OFFICIAL = Path(__file__).resolve().parents[2] / "shared" / "parity" / "upstreams"
 SIZES = {**pase.OFFICIAL, "fmaps": [6, 6, 8, 8, 8, 8, 10, 10], "rnn_dim": 10, "emb_dim": 12}
@@ -190,7 +191,7 @@ def test_other_files_are_refused(tmp_path, monkeypatch):
 def test_tiny_weights_are_read(tmp_path):
     net = pase.tiny_network()
     (tmp_path / "it.safetensors").write_bytes(safetensors.torch.save(net.state_dict()))
-    upstream = pase.tiny_pase(tmp_path / "it.safetensors")
+    upstream = load_tiny("tiny_pase", pase.PRETEXTS["tiny_pase"], tmp_path / "it.safetensors")
     assert (upstream.name, upstream.layers, upstream.dim) == ("tiny_pase", 9, 128)
     assert 0.4e6 < sum(p.numel() for p in upstream.parameters()) < 0.65e6
 

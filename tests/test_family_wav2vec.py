@@ -16,6 +16,7 @@ from superb_lite import parity
 from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused, SuperbLiteError
 from superb_lite.upstreams import wav2vec
+from superb_lite.upstreams._pretext import load_tiny
 from superb_lite.upstreams.wav2vec import (
     Aggregator,
     Extractor,
@@ -175,11 +176,11 @@ def test_the_tiny_ones_keep_the_contract():
 
 
 def test_the_tiny_ones_read_their_weights(tmp_path):
-    for codes, build in ((0, wav2vec.tiny_wav2vec), (64, wav2vec.tiny_vq_wav2vec)):
+    for codes, name in ((0, "tiny_wav2vec"), (64, "tiny_vq_wav2vec")):
         net = objective(codes, seed=3).network
         safetensors.torch.save_file(net.state_dict(), tmp_path / "tiny.safetensors")
-        upstream = build(tmp_path / "tiny.safetensors")
-        assert (upstream.name, upstream.stride) == ("tiny_vq_wav2vec" if codes else "tiny_wav2vec", 320)
+        upstream = load_tiny(name, wav2vec.PRETEXTS[name], tmp_path / "tiny.safetensors")
+        assert (upstream.name, upstream.stride) == (name, 320)
         assert torch.equal(upstream.network.guess.weight, net.guess.weight)
 
 

@@ -12,6 +12,7 @@ from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import wav2vec2
 from superb_lite.upstreams._fairseq import Settings
+from superb_lite.upstreams._pretext import load_tiny
 
 CARDS = {card.name: card for card in wav2vec2.CARDS}
 READ = {False: wav2vec2.read_wav2vec2_base, True: wav2vec2.read_wav2vec2_large}
@@ -207,19 +208,13 @@ def test_the_picture(tmp_path):
     assert published["scores"].shape == (79, 79)
 
 
-@pytest.mark.parametrize(
-    ("load", "make", "layers"),
-    [
-        (wav2vec2.tiny_wav2vec2, wav2vec2.tiny_network, 5),
-        (wav2vec2.tiny_wav2vec2_large, wav2vec2.tiny_large_network, 9),
-    ],
-)
-def test_the_tiny_ones_keep_the_contract(tmp_path, load, make, layers):
-    network = make()
+@pytest.mark.parametrize(("name", "layers"), [("tiny_wav2vec2", 5), ("tiny_wav2vec2_large", 9)])
+def test_the_tiny_ones_keep_the_contract(tmp_path, name, layers):
+    network = wav2vec2.PRETEXTS[name].network()
     assert 400_000 < sum(p.numel() for p in network.parameters()) < 900_000
     half = {name: value.half() for name, value in network.state_dict().items()}
     safetensors.torch.save_file(half, tmp_path / "t.safetensors")
-    upstream = load(tmp_path / "t.safetensors")
+    upstream = load_tiny(name, wav2vec2.PRETEXTS[name], tmp_path / "t.safetensors")
     assert upstream.layers == layers
     check_upstream(upstream)
     assert files.batch_gap(upstream, files.noise(0.8, 0.3)) < 1e-5

@@ -10,6 +10,7 @@ from superb_lite.testing import check_upstream
 from superb_lite.types import CheckpointRefused
 from superb_lite.upstreams import wavlm
 from superb_lite.upstreams._fairseq import Settings
+from superb_lite.upstreams._pretext import load_tiny
 
 CARDS = {card.name: card for card in wavlm.CARDS}
 READ = {False: wavlm.read_wavlm_base, True: wavlm.read_wavlm_large}
@@ -144,7 +145,7 @@ def test_the_tiny_one_keeps_the_contract(tmp_path):
     network = wavlm.tiny_network()
     assert 400_000 < sum(p.numel() for p in network.parameters()) < 900_000
     safetensors.torch.save_file(network.state_dict(), tmp_path / "t.safetensors")
-    upstream = wavlm.tiny_wavlm(tmp_path / "t.safetensors")
+    upstream = load_tiny("tiny_wavlm", wavlm.PRETEXTS["tiny_wavlm"], tmp_path / "t.safetensors")
     assert upstream.layers == 5
     check_upstream(upstream)
     assert files.batch_gap(upstream, files.noise(0.8, 0.3)) < 1e-5

@@ -50,7 +50,7 @@ class Pretext:
 
 
 def load_tiny(name: str, pretext: Pretext, path: str | Path | None = None) -> Upstream:
-    """The upstream with our weights, or with those of a safetensors file made by ``superb-lite pretrain``.
+    """The upstream with the weights in the package, or with those of a safetensors file that pre-training made.
 
     Raises CheckpointRefused naming the file.
     """

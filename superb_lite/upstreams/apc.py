@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +25,11 @@ from torch import Tensor, nn
 
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
 from superb_lite.upstreams.fbank import cmvn
 
-WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
 BANDS = 80  # mel bands of a frame
 # the only way of hearing that files of this toolkit use
 AUDIO = {"feat_type": "fbank", "feat_dim": BANDS, "frame_length": 25, "frame_shift": 10, "cmvn": True}
@@ -204,7 +202,7 @@ class ApcNetwork(nn.Module):
 
 
 def tiny_network(dim: int = 176, codes: int = 0) -> ApcNetwork:
-    """Three layers of 176 dimensions, 0.5 M parameters. VQ-APC has `codes` of them, 128 in `tiny_vq_apc`."""
+    """Three layers of 176 dimensions, 0.5 M parameters. VQ-APC has `codes` of them, 128 in our tiny one."""
     return ApcNetwork(dim, 3, [Codebook(dim, codes, 0.5)] if codes else ())
 
 
@@ -289,19 +287,7 @@ def read_vq_apc(path: str | Path) -> Apc:
     return _read("vq_apc", path)
 
 
-def _tiny(name: str, codes: int, path: str | Path | None) -> Apc:
-    network = tiny_network(codes=codes)
-    return Apc(name, network, load_weights(network, WEIGHTS / f"{name}.safetensors" if path is None else path))
 
-
-def tiny_apc(path: str | Path | None = None) -> Apc:
-    """The tiny APC with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
-    return _tiny("tiny_apc", 0, path)
-
-
-def tiny_vq_apc(path: str | Path | None = None) -> Apc:
-    """The tiny VQ-APC, with a book of 128 codes; `path` as for `tiny_apc`."""
-    return _tiny("tiny_vq_apc", 128, path)
 
 
 _card = partial(

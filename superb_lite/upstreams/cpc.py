@@ -19,10 +19,9 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import Settings, weights_of
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
-from superb_lite.upstreams.hubert import WEIGHTS
 from superb_lite.upstreams.mockingjay import MelPairs, reading
 
 CONVS = ((10, 5, 3), (8, 4, 2), (4, 2, 1), (4, 2, 1), (4, 2, 1))  # kernel, stride, zeros at both ends
@@ -229,12 +228,6 @@ def tiny_network(dim: int = 160) -> Network:
     encoder = Encoder(dim, [(1, 1, 0), (1, 1, 0)], MelPairs.dim, MelPairs())
     return Network(encoder, dim, dim, levels=2)
 
-
-def tiny_cpc(path: str | Path | None = None) -> Cpc:
-    """The tiny network with our weights, or with those of a safetensors file. Raises CheckpointRefused."""
-    network = tiny_network()
-    revision = load_weights(network, WEIGHTS / "tiny_cpc.safetensors" if path is None else path)
-    return Cpc("tiny_cpc", network, revision, MelPairs.stride, all_levels=True)
 
 
 def _tiny(name: str, network: Network, revision: str) -> Cpc:

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import rename, weights_of
-from superb_lite.upstreams._frozen import load_weights
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, project, spans
-from superb_lite.upstreams.apc import BANDS, WEIGHTS, Codebook, clean_mels, filled, looking, quantise
+from superb_lite.upstreams.apc import BANDS, Codebook, clean_mels, filled, looking, quantise
 
 HEADS = 12  # of the official model; a file does not tell
 
@@ -146,12 +145,6 @@ def read_decoar2(path: str | Path, heads: int = HEADS) -> Decoar2:
     weights = {name: value for name, value in rename(weights).items() if name.startswith(known)}
     return Decoar2("decoar2", *filled(make, weights, path))
 
-
-def tiny_decoar2(path: str | Path | None = None) -> Decoar2:
-    """The tiny DeCoAR 2.0 with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
-    network = tiny_network()
-    revision = load_weights(network, WEIGHTS / "tiny_decoar2.safetensors" if path is None else path)
-    return Decoar2("tiny_decoar2", network, revision)
 
 
 PRETEXTS = {

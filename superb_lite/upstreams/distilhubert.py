@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, extract, project
@@ -127,11 +127,6 @@ class Distillation(nn.Module):
         wanted, said = self._both(wav[None])
         return {"heard": log_mel(wav).cpu(), "wanted": wanted[-1, 0].cpu(), "rebuilt": said[-1, 0].cpu()}
 
-
-def tiny_distilhubert(path: str | Path) -> DistilHubert:
-    """The tiny student with the weights of a safetensors file."""
-    network = tiny_network()
-    return DistilHubert("tiny_distilhubert", network, load_weights(network, path))
 
 
 def read_distilhubert(path: str | Path) -> DistilHubert:

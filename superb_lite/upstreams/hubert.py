@@ -15,7 +15,6 @@ Source: Hsu et al. 2021, "HuBERT", arXiv:2106.07447, sections 2.1-2.4.
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 
 import torch
@@ -24,13 +23,11 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._frozen import digest, load_weights
-from superb_lite.upstreams._pretext import Pretext, Stage
+from superb_lite.upstreams._frozen import digest
+from superb_lite.upstreams._pretext import WEIGHTS, Pretext, Stage, load_tiny
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
 from superb_lite.upstreams.fbank import log_mel
-
-WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
 
 
 class LogMelFrontEnd(nn.Module):
@@ -160,15 +157,8 @@ def random_hubert() -> Hubert:
 
 def tiny_hubert(path: str | Path | None = None) -> Hubert:
     """The tiny network with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
-    network = tiny_network()
-    revision = load_weights(network, WEIGHTS / "tiny_hubert.safetensors" if path is None else path)
-    return Hubert("tiny_hubert", network, revision)
+    return load_tiny("tiny_hubert", PRETEXTS["tiny_hubert"], path)
 
-
-def tiny_hubert_large(path: str | Path) -> Hubert:
-    """The deep, thin, pre-norm network with the weights of a safetensors file."""
-    network = tiny_large_network()
-    return Hubert("tiny_hubert_large", network, load_weights(network, path))
 
 
 def _read(name: str, path: str | Path) -> Hubert:

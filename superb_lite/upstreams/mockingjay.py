@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import load_published, part, read_checkpoint, settings
 from superb_lite.upstreams.fbank import cmvn, log_mel, with_deltas
-from superb_lite.upstreams.hubert import WEIGHTS, LogMelFrontEnd
+from superb_lite.upstreams.hubert import LogMelFrontEnd
 
 # ------------------------------------------------------------------------------------ what the network is given
 
@@ -387,14 +387,6 @@ def tiny_network(dim: int = 128, blocks: int = 3) -> Transformer:
     """The network, shrunk: 3 blocks of 128 dimensions that read 20 ms a frame (516,992 parameters)."""
     return Transformer(MelPairs(), MelPairs.dim, dim, blocks, heads=4, inner=3 * dim, eps=1e-5, limit=0)
 
-
-def tiny_mockingjay(path: str | Path | None = None, name: str = "tiny_mockingjay") -> Mockingjay:
-    """The tiny network with our weights, or with those of a safetensors file. Raises CheckpointRefused."""
-    network = tiny_network()
-    return Mockingjay(name, network, load_weights(network, WEIGHTS / f"{name}.safetensors" if path is None else path))
-
-
-tiny_tera = partial(tiny_mockingjay, name="tiny_tera")
 
 
 def _card(name: str, method: str, corpus: str, parameters: int, blocks: int, place: str, notes: str) -> Card:

@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams.apc import (
     BANDS,
     PLACE,
-    WEIGHTS,
     Codebook,
     clean_mels,
     codebooks,
@@ -172,11 +171,6 @@ def read_npc(path: str | Path) -> Npc:
 
     return Npc("npc", *filled(make, weights, path))
 
-
-def tiny_npc(path: str | Path | None = None) -> Npc:
-    """The tiny NPC with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
-    network = tiny_network()
-    return Npc("tiny_npc", network, load_weights(network, WEIGHTS / "tiny_npc.safetensors" if path is None else path))
 
 
 PRETEXTS = {"tiny_npc": Pretext("NPC: fill the gap from what is around it", tiny_network, NpcObjective, Npc)}

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import MOST, weights_of
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import read_checkpoint
-from superb_lite.upstreams.apc import WEIGHTS, filled, looking
+from superb_lite.upstreams.apc import filled, looking
 
 # the official sizes, in the words of the official file
 OFFICIAL = {
@@ -349,12 +349,6 @@ def read_pase_plus(path: str | Path, model_config: str | Path | None = None) -> 
     sizes = _sizes(Path(path), model_config)
     return Pase("pase_plus", *filled(lambda: PaseNetwork(**sizes), weights, path))
 
-
-def tiny_pase(path: str | Path | None = None) -> Pase:
-    """The tiny PASE+ with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
-    network = tiny_network()
-    revision = load_weights(network, WEIGHTS / "tiny_pase.safetensors" if path is None else path)
-    return Pase("tiny_pase", network, revision)
 
 
 PRETEXTS = {"tiny_pase": Pretext("PASE+: several small questions about one clip", tiny_network, PaseObjective, Pase)}

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._frozen import Frozen, load_weights
+from superb_lite.upstreams._frozen import Frozen
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams.cpc import compare, others, spectrogram
-from superb_lite.upstreams.hubert import WEIGHTS
 from superb_lite.upstreams.mockingjay import MelPairs, reading
 
 Convs = Sequence[tuple[int, int, int]]  # (channels, kernel, stride)
@@ -390,14 +389,6 @@ def tiny_network(codes: int = 0, dim: int = 128, steps: int = 6) -> Network:
     return Network(extractor, aggregator, steps, GumbelQuantizer(dim, codes, activation=gelu) if codes else None)
 
 
-def tiny_wav2vec(path: str | Path | None = None, name: str = "tiny_wav2vec", codes: int = 0) -> Wav2Vec:
-    """The tiny network with our weights, or with those of a safetensors file. Raises CheckpointRefused."""
-    network = tiny_network(codes)
-    revision = load_weights(network, WEIGHTS / f"{name}.safetensors" if path is None else path)
-    return Wav2Vec(name, network, revision, MelPairs.stride)
-
-
-tiny_vq_wav2vec = partial(tiny_wav2vec, name="tiny_vq_wav2vec", codes=64)
 
 
 def _card(name: str, method: str, parameters: int, file: str, notes: str) -> Card:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._frozen import load_weights
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint, settings
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
@@ -183,16 +182,6 @@ class Contrast(nn.Module):
         return {**heard_and_hidden(wav, hide[0]), "scores": scores.cpu()}
 
 
-def tiny_wav2vec2(path: str | Path) -> Wav2Vec2:
-    """The tiny network with the weights of a safetensors file, quantiser and all."""
-    network = tiny_network()
-    return Wav2Vec2("tiny_wav2vec2", network, load_weights(network, path))
-
-
-def tiny_wav2vec2_large(path: str | Path) -> Wav2Vec2:
-    """The deep, thin, pre-norm network with the weights of a safetensors file."""
-    network = tiny_large_network()
-    return Wav2Vec2("tiny_wav2vec2_large", network, load_weights(network, path))
 
 
 def _entries(content: Mapping[str, Any], path: str | Path) -> tuple[Any, Any, Any]:

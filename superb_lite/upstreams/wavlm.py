@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._frozen import load_weights
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer
@@ -59,11 +58,6 @@ def tiny_network(dim: int = 128, blocks: int = 4) -> nn.Module:
     network.feature_extractor = LogMelFrontEnd()
     return network
 
-
-def tiny_wavlm(path: str | Path) -> WavLM:
-    """The tiny network with the weights of a safetensors file."""
-    network = tiny_network()
-    return WavLM("tiny_wavlm", network, load_weights(network, path))
 
 
 def mix(wavs: Tensor, generator: torch.Generator, *, share: float = 0.2, decibel: float = 5.0) -> Tensor:
