@@ -24,7 +24,7 @@ def test_task_keeps_its_contract(key):
     assert list(scores) == [metric.key for metric in get_task(key).metrics]
 
 
-@pytest.mark.parametrize("name", [card.name for card in list_upstreams()])
+@pytest.mark.parametrize("name", [card.name for card in list_upstreams() if card.build is not None])
 def test_upstream_keeps_its_contract(name):
     assert check_upstream(name) is None
 

@@ -151,6 +151,8 @@ def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: C
         if done.returncode >= DAMAGED_RUN or not report.is_file():
             raise CourseBroken(f"pytest ended with code {done.returncode} and compared nothing; its words are above")
         failures, seconds = read_report(report)
+    names = [f"{path.parent.name}/{path.name}" for path in paths]
+    seconds = {name: seconds[name] for name in names if name in seconds}  # several at once finish in any order
     for name, taken in seconds.items():
         say(f"{name}: {taken / 60:.1f} minutes")
     slow = [
@@ -158,8 +160,7 @@ def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: C
         for name, taken in seconds.items()
         if taken > 60 * minutes
     ]
-    unseen = {f"{path.parent.name}/{path.name}" for path in paths} - set(seconds)
-    return [*failures, *slow, *(f"{name}: was not run at all" for name in sorted(unseen))]
+    return [*failures, *slow, *(f"{name}: was not run at all" for name in names if name not in seconds)]
 
 
 def _parallel(paths: Sequence[Path]) -> list[str]:
