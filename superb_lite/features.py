@@ -57,7 +57,7 @@ class FeatureStore:
     >>> store = FeatureStore()                                           # doctest: +SKIP
     >>> means = store.get("tiny_hubert", split.clips, pooled=True)       # doctest: +SKIP
     >>> means[0].shape                                                   # doctest: +SKIP
-    (5, 1, 128)
+    (5, 1, 192)
     """
 
     def __init__(self, root: str | Path | None = None) -> None:

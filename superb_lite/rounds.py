@@ -246,7 +246,7 @@ def olympics(
         for name in contestants:
             upstream = load_upstream(name)  # one at a time: large ones would not fit together
             jobs = plan_jobs(upstream, events, chosen, numbers)
-            games.run(upstream, jobs, pool if isinstance(name, str) else None, workers)
+            games.run(upstream, jobs, name if isinstance(name, str) else None, pool, workers)
     return ResultsTable(games.table, [event.task for event in events])
 
 
@@ -316,8 +316,13 @@ class _Games:
         self.table: list[Score] = []
         self.done = self.total = 0
 
-    def run(self, upstream: Upstream, jobs: Sequence[Job], pool: Executor | None, workers: int) -> None:
-        """All jobs of one upstream, head by head; each clip goes through the upstream once, when it is first needed."""
+    def run(
+        self, upstream: Upstream, jobs: Sequence[Job], key: str | None, pool: Executor | None, workers: int
+    ) -> None:
+        """All jobs of one upstream, head by head; each clip goes through the upstream once, when it is first needed.
+
+        key: what another process loads the upstream by, None for an object
+        """
         pending = [job for job in jobs if self._missing(job, upstream)]
         framed = {clip.key for job in pending if not job.event.task.pooled for clip in job.event.clips}
         running: dict[Future, Job] = {}
@@ -331,13 +336,13 @@ class _Games:
                 "layers": job.rounds[-1].layers, "corpus": event.corpus, "fold": event.fold, "recipe": event.recipe,
                 "seed": job.seed, "device": self.device,
             }  # fmt: skip
-            if pool is None or not event.by_key:
+            if pool is None or key is None or not event.by_key:
                 outcome = train_and_score(event.task, upstream, self.store, **how, progress=self.progress)
                 self._keep(job, upstream, *outcome)
                 continue
             if len(running) == workers:
                 self._collect(running, upstream)
-            running[pool.submit(train_and_score, event.task.key, upstream.name, str(self.store.root), **how)] = job
+            running[pool.submit(train_and_score, event.task.key, key, str(self.store.root), **how)] = job
         while running:
             self._collect(running, upstream)
 
