@@ -42,7 +42,7 @@ class Plan:
     """
 
     hours: float = 4.5
-    steps: int = 40_000
+    steps: int = 4_000
     batch_sec: float = 16.0
     speed: float = 1.15
     warp: float = 0.12

@@ -190,7 +190,8 @@ class Card:
     `method` uses the paper's symbols: M masked, F future, G generation, C contrastive, P token prediction,
     VQ quantisation. An upstream that is in the package, or needs no weights, has `build`, which takes no argument and
     returns it. A published one has `read`, which takes the path of an official checkpoint (of any size), and the
-    `url` of the file that the paper used, with its `sha256` if it is known.
+    `url` of the file that the paper used, with its `sha256` if it is known. `control` is the upstream with untrained
+    weights that a tiny one must beat before its pre-training has a merit.
     """
 
     name: str
@@ -209,6 +210,7 @@ class Card:
     url: str = ""
     sha256: str | None = None
     notes: str = ""
+    control: str = ""
 
 
 # ----------------------------------------------------------------------------------------------- tasks
@@ -320,11 +322,24 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Round:
+    """The rules of one round, as data. `reference` is the upstream below which a cell is black."""
+
+    number: int
+    name: str
+    title: str
+    layers: Layers
+    reference: str = "fbank"
+    frozen: bool = True
+
+
+@dataclass(frozen=True)
 class Score:
     """One number with its whole origin: a row of ``results.jsonl``.
 
-    `value` is in percent (MTWV: 0..1). `round` is 1, 2 or 3. `seconds` is the time the head took to train
-    and score. `layer_weights` is the softmax over layers, or [1.0] when there is only one to see.
+    `value` is in percent (MTWV: 0..1). `round` is 1, 2 or 3. `split` is ``test`` in the rows that count; a search for
+    a learning rate also leaves rows of ``dev``. `seconds` is the time the head took to train and score.
+    `layer_weights` is the softmax over layers, or [1.0] when there is only one to see.
     """
 
     corpus: str

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from superb_lite import load_upstream
 from superb_lite.pretrain import Plan, Speech, learning_rate, pretrain
 from superb_lite.types import SuperbLiteError, UnknownName
 from superb_lite.upstreams import hubert, pretexts
@@ -66,7 +67,7 @@ def test_a_killed_run_ends_with_the_same_weights(speech, tmp_path, monkeypatch, 
     cards = [json.loads(path.with_suffix(".json").read_text()) for path in (whole, broken)]
     assert cards[0]["curves"] == cards[1]["curves"] and cards[0]["curves"][-1][-1][0] == 6
     assert broken.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
-    assert hubert.tiny_hubert(broken).revision == hubert.tiny_hubert(whole).revision
+    assert load_upstream("tiny_hubert", broken).revision == load_upstream("tiny_hubert", whole).revision
 
 
 def few_units(name, monkeypatch):

@@ -11,6 +11,7 @@ import torch
 from superb_lite import list_upstreams, load_upstream
 from superb_lite.types import AudioError, CheckpointRefused, ContractBroken, UnknownName
 from superb_lite.upstreams import get_card, hubert
+from superb_lite.upstreams._pretext import weights_card
 
 FIXTURES = Path(__file__).parent / "fixtures"
 NAMES = [card.name for card in list_upstreams() if card.build is not None]  # the others need a file
@@ -93,7 +94,7 @@ def test_training_changed_the_weights():
     trained, untrained = load_upstream("tiny_hubert"), load_upstream("random")
     (wav,) = waves(1.0)
     assert (trained([wav]).states - untrained([wav]).states).abs().mean() > 0.1
-    card = hubert.weights_card("tiny_hubert")
+    card = weights_card("tiny_hubert")
     assert card["steps"] >= 1000 and float(card["data"].split()[0]) >= 4 and card["licence"] == "MIT"
     losses = [point[1] for point in card["curves"][-1]]
     assert losses[-1] == card["final_loss"] < losses[0]
@@ -136,7 +137,7 @@ def test_a_pickled_checkpoint_is_refused_without_running_it(tmp_path, monkeypatc
         with open(tmp_path / name, "wb") as file:
             write(file)
         with pytest.raises(CheckpointRefused, match=f"{name}: refused, it holds a pickle"):
-            hubert.tiny_hubert(tmp_path / name)
+            load_upstream("tiny_hubert", tmp_path / name)
     assert not (tmp_path / "exploded").exists()
 
 
@@ -144,12 +145,12 @@ def test_broken_or_foreign_weights_are_refused(tmp_path):
     good = safetensors.torch.save(hubert.tiny_network().state_dict())
     (tmp_path / "cut").write_bytes(good[: len(good) // 2])
     with pytest.raises(CheckpointRefused, match="cut: refused, it is broken"):
-        hubert.tiny_hubert(tmp_path / "cut")
+        load_upstream("tiny_hubert", tmp_path / "cut")
     (tmp_path / "deep").write_bytes(safetensors.torch.save(hubert.tiny_network(blocks=5).state_dict()))
     with pytest.raises(CheckpointRefused, match="another network .*layers.4"):
-        hubert.tiny_hubert(tmp_path / "deep")
+        load_upstream("tiny_hubert", tmp_path / "deep")
     with pytest.raises(CheckpointRefused, match="no such weight file"):
-        hubert.tiny_hubert(tmp_path / "nowhere")
+        load_upstream("tiny_hubert", tmp_path / "nowhere")
 
 
 def test_masked_units_hides_about_half_in_spans():

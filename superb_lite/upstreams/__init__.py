@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 
 from superb_lite.types import Card, CheckpointRefused, ContractBroken, UnknownName, Upstream
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, load_tiny
 from superb_lite.upstreams._published import find_checkpoint
 from superb_lite.upstreams.hub import PREFIXES
 
@@ -61,8 +61,10 @@ def _by_name(name: str, checkpoint: str | Path | None) -> Upstream:
     card = None if colon and prefix in PREFIXES else get_card(name)
     if card is not None and card.read is not None:
         return card.read(find_checkpoint(card) if checkpoint is None else Path(checkpoint))
+    if checkpoint is not None and card is not None and name in pretexts():
+        return load_tiny(name, pretexts()[name], checkpoint)
     if checkpoint is not None:
-        raise CheckpointRefused(f"{checkpoint}: {name} brings its own weights or needs none; leave the file away")
+        raise CheckpointRefused(f"{checkpoint}: {name} needs no weight file; leave it away")
     return PREFIXES[prefix](rest) if card is None else card.build()
 
 
@@ -72,7 +74,8 @@ def load_upstream(
     """Build the frozen upstream of that name; an object that already is one comes back as it is.
 
     Args:
-        checkpoint: the official file of a published upstream; fetched, once, unless given
+        checkpoint: the official file of a published upstream; fetched, once, unless given. For a tiny one, a file
+            that ``superb-lite pretrain`` made, in place of the weights in the package
         as_published: give the states of the official toolkit, where a clip's batch mates may change it. Ours do not
 
     Raises UnknownName for a name that does not exist, CheckpointRefused for a bad or superfluous weight file,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
+import torch
 from torch import nn
 
-from superb_lite.types import Upstream
-from superb_lite.upstreams._frozen import load_weights
+from superb_lite.types import Card, Upstream
+from superb_lite.upstreams._frozen import digest, load_weights
 
 WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
 
@@ -56,3 +59,32 @@ def load_tiny(name: str, pretext: Pretext, path: str | Path | None = None) -> Up
     """
     network = pretext.network()
     return pretext.wrap(name, network, load_weights(network, WEIGHTS / f"{name}.safetensors" if path is None else path))
+
+
+def untrained(name: str, pretext: Pretext) -> Upstream:
+    """The network of `pretext` as it is before pre-training, the same on every machine: a control called `name`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = pretext.network()
+    return pretext.wrap(name, network, digest(network))
+
+
+def tiny_card(name: str, pretext: Pretext, *, control: str = "random", **facts) -> Card:
+    """The card of an upstream with weights in the package; facts: the fields of `Card` that differ between them."""
+    return Card(
+        name=name, corpus="synthetic English", licence="MIT", source="in the package",
+        build=partial(load_tiny, name, pretext), control=control, **facts,
+    )  # fmt: skip
+
+
+def control_card(name: str, pretext: Pretext, **facts) -> Card:
+    """The card of an untrained network; facts: the fields of `Card` that differ between them."""
+    return Card(
+        name=name, method="-", corpus="none", licence="MIT", source="drawn, seed 0",
+        build=partial(untrained, name, pretext), **facts,
+    )  # fmt: skip
+
+
+def weights_card(name: str) -> dict:
+    """How the weights of `name` in the package were made: recipe, data, steps, loss curve, licence."""
+    return json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, control_card
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
 from superb_lite.upstreams.fbank import cmvn
 
@@ -287,9 +287,6 @@ def read_vq_apc(path: str | Path) -> Apc:
     return _read("vq_apc", path)
 
 
-
-
-
 _card = partial(
     Card, family="apc", input="FBANK", corpus="LS 360 hr", layers=3, dim=512, stride=160,
     licence="none stated for the weights (toolkit: Apache-2.0)",
@@ -300,7 +297,13 @@ PRETEXTS = {
     "tiny_vq_apc": Pretext("VQ-APC: the same through 128 codes", partial(tiny_network, codes=128), ApcObjective, Apc),
 }
 
+SIZE = {"family": "apc", "layers": 3, "dim": 176, "stride": 160}
+
 CARDS = (
+    control_card(
+        "random_gru", PRETEXTS["tiny_apc"], **SIZE, input="FBANK", parameters=524_208,
+        notes="the control of the recurrent families: three untrained recurrent layers over log-mel",
+    ),
     _card(
         name="apc", method="F-G", parameters=4_105_296, read=read_apc, source="arXiv:1904.03240, weights by s3prl",
         url=PLACE + "apc_360hr.ckpt", sha256="cee536c2c06f25e6348ba1330cca114c46c62a4fc692d0cbe6470c68ae2e6260",

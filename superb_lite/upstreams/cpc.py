@@ -229,7 +229,6 @@ def tiny_network(dim: int = 160) -> Network:
     return Network(encoder, dim, dim, levels=2)
 
 
-
 def _tiny(name: str, network: Network, revision: str) -> Cpc:
     return Cpc(name, network, revision, MelPairs.stride, all_levels=True)
 

@@ -146,7 +146,6 @@ def read_decoar2(path: str | Path, heads: int = HEADS) -> Decoar2:
     return Decoar2("decoar2", *filled(make, weights, path))
 
 
-
 PRETEXTS = {
     "tiny_decoar2": Pretext("DeCoAR 2.0: rebuild hidden spans from codes", tiny_network, Decoar2Objective, Decoar2)
 }

@@ -21,7 +21,7 @@ from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, load_tiny
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, extract, project
 from superb_lite.upstreams.fbank import log_mel
@@ -128,7 +128,6 @@ class Distillation(nn.Module):
         return {"heard": log_mel(wav).cpu(), "wanted": wanted[-1, 0].cpu(), "rebuilt": said[-1, 0].cpu()}
 
 
-
 def read_distilhubert(path: str | Path) -> DistilHubert:
     """The published checkpoint, of the s3prl pre-training runner. Raises CheckpointRefused."""
     weights, config = part(read_checkpoint(path), ("Distiller", "Config"), path)
@@ -148,7 +147,7 @@ def read_distilhubert(path: str | Path) -> DistilHubert:
 
 def _pupil(network: nn.Module) -> Distillation:
     """Starts as a copy of its teacher's first blocks, as in the paper."""
-    teacher = hubert.tiny_hubert()
+    teacher = load_tiny("tiny_hubert", hubert.PRETEXTS["tiny_hubert"])
     start_from(network, teacher.network)
     return Distillation(network, teacher)
 

@@ -14,7 +14,6 @@ Source: Hsu et al. 2021, "HuBERT", arXiv:2106.07447, sections 2.1-2.4.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -23,8 +22,7 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._frozen import digest
-from superb_lite.upstreams._pretext import WEIGHTS, Pretext, Stage, load_tiny
+from superb_lite.upstreams._pretext import Pretext, Stage, control_card, tiny_card
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
 from superb_lite.upstreams.fbank import log_mel
@@ -147,20 +145,6 @@ def with_codebook(network: nn.Module, size: int, units: int, sets: int = 1) -> n
     return network
 
 
-def random_hubert() -> Hubert:
-    """The tiny network with untrained weights, the same on every machine."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = tiny_network()
-    return Hubert("random", network, revision=digest(network))
-
-
-def tiny_hubert(path: str | Path | None = None) -> Hubert:
-    """The tiny network with our weights, or with those of a safetensors file made by ``superb-lite pretrain``."""
-    return load_tiny("tiny_hubert", PRETEXTS["tiny_hubert"], path)
-
-
-
 def _read(name: str, path: str | Path) -> Hubert:
     entries = ("task_cfg", "model_cfg", "model_weight", "dictionaries_symbols")
     task, model, weights, symbols = part(read_checkpoint(path), entries, path)
@@ -191,18 +175,6 @@ def read_hubert_large(path: str | Path) -> Hubert:
     return _read("hubert_large", path)
 
 
-def _card(name: str, method: str, corpus: str, source: str, build, notes: str) -> Card:
-    return Card(
-        name=name, family="hubert", method=method, input="waveform", corpus=corpus, parameters=1_663_072, layers=5,
-        dim=192, stride=320, licence="MIT", source=source, build=build, notes=notes,
-    )  # fmt: skip
-
-
-def weights_card(name: str) -> dict:
-    """How the embedded weights of `name` were made: recipe, data, steps, loss curve, licence."""
-    return json.loads((WEIGHTS / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, read, file: str) -> Card:
     return Card(
         name=name, family="hubert", method="M-P + VQ", input="waveform", corpus=corpus, parameters=parameters,
@@ -211,17 +183,24 @@ def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, r
     )  # fmt: skip
 
 
+# four rounds of units for the 40,000 steps of `tiny_hubert`, two, as in the paper, for the 4,000 of all others
 ITERATIONS = (Stage(0.1, "mfcc", 200), Stage(0.2, 3, 200), Stage(0.4, 3, 250), Stage(0.3, 3, 250))
+TWICE = (Stage(0.4, "mfcc", 200), Stage(0.6, 3, 250))
+DEEP = (TWICE[0], Stage(0.6, 5, 250))
 PRETEXTS = {
     "tiny_hubert": Pretext("HuBERT: guess hidden units", tiny_network, MaskedUnits, Hubert, ITERATIONS, lr=1.5e-3),
-    "tiny_hubert_large": Pretext("HuBERT, deep and pre-norm", tiny_large_network, MaskedUnits, Hubert, ITERATIONS),
+    "tiny_hubert_large": Pretext("HuBERT, deep and pre-norm", tiny_large_network, MaskedUnits, Hubert, DEEP),
 }
 
+SIZE = {"family": "hubert", "input": "waveform", "parameters": 1_663_072, "layers": 5, "dim": 192, "stride": 320}
+
 CARDS = (
-    _card("random", "-", "none", "drawn, seed 0", random_hubert, "the control: what a bare network gives for nothing"),
-    _card(
-        "tiny_hubert", "M-P + VQ", "synthetic English", "in the package", tiny_hubert,
-        "masked prediction of k-means units (arXiv:2106.07447)",
+    control_card(
+        "random", PRETEXTS["tiny_hubert"], **SIZE, notes="the control: what a bare transformer gives for nothing"
+    ),
+    tiny_card(
+        "tiny_hubert", PRETEXTS["tiny_hubert"], **SIZE, method="M-P + VQ",
+        notes="guesses hidden k-means units (arXiv:2106.07447); ten times the steps of all others",
     ),
     _published("hubert_base", "LS 960 hr", 94_697_600, 13, 768, read_hubert_base, "hubert_base_ls960.pt"),
     _published("hubert_large", "LL 60k hr", 316_609_408, 25, 1024, read_hubert_large, "hubert_large_ll60k.pt"),

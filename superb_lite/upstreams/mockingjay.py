@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, tiny_card
 from superb_lite.upstreams._published import load_published, part, read_checkpoint, settings
 from superb_lite.upstreams.fbank import cmvn, log_mel, with_deltas
 from superb_lite.upstreams.hubert import LogMelFrontEnd
@@ -81,9 +81,7 @@ class KaldiFbank(nn.Module):
 
     def forward(self, wavs: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
         """wavs (batch, samples), valid ones (batch,) -> (batch, frames, 240), valid frames."""
-        return _padded(
-            [cmvn(with_deltas(log_mel(wav[:n]))) for wav, n in zip(wavs, samples.tolist(), strict=True)]
-        )
+        return _padded([cmvn(with_deltas(log_mel(wav[:n]))) for wav, n in zip(wavs, samples.tolist(), strict=True)])
 
     published = forward
 
@@ -388,7 +386,6 @@ def tiny_network(dim: int = 128, blocks: int = 3) -> Transformer:
     return Transformer(MelPairs(), MelPairs.dim, dim, blocks, heads=4, inner=3 * dim, eps=1e-5, limit=0)
 
 
-
 def _card(name: str, method: str, corpus: str, parameters: int, blocks: int, place: str, notes: str) -> Card:
     return Card(
         name=name, family="mockingjay", method=method, input="FBANK", corpus=corpus, parameters=parameters,
@@ -403,6 +400,11 @@ PRETEXTS = {
 }
 
 CARDS = (
+    tiny_card(
+        "tiny_tera", PRETEXTS["tiny_tera"], control="random", family="mockingjay", input="FBANK",
+        method="time/freq M-G", parameters=516_992, layers=4, dim=128, stride=320,
+        notes="rebuilds hidden time and frequency (arXiv:2007.06028)",
+    ),
     _card(
         "mockingjay", "time M-G", "LS 360 hr", 85_118_208, 12, "zwsfa6w2iy2cc68/states-500000.ckpt",
         "rebuilds linear spectra from log-mel with stretches of time hidden (arXiv:1910.12638)",

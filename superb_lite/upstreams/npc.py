@@ -172,7 +172,6 @@ def read_npc(path: str | Path) -> Npc:
     return Npc("npc", *filled(make, weights, path))
 
 
-
 PRETEXTS = {"tiny_npc": Pretext("NPC: fill the gap from what is around it", tiny_network, NpcObjective, Npc)}
 
 CARDS = (

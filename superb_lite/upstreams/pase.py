@@ -63,13 +63,13 @@ class BandFilters(nn.Module):
     A band begins at 50 Hz + |low_hz_| and is 50 Hz + |band_hz_| wide; at first, bands are spread on the mel scale.
     """
 
-    def __init__(self, bands: int, kernel: int):
+    def __init__(self, bands: int, kernel: int, stride: int = 1):
         super().__init__()
         mel = torch.linspace(*(2595 * math.log10(1 + hertz / 700) for hertz in (30.0, RATE / 2 - 100)), bands + 1)
         hertz = 700 * (10 ** (mel / 2595) - 1)
         self.low_hz_ = nn.Parameter(hertz[:-1, None])
         self.band_hz_ = nn.Parameter(hertz.diff()[:, None])
-        self.kernel = kernel
+        self.kernel, self.stride = kernel, stride
 
     def kernels(self) -> Tensor:
         """(bands, kernel): the difference of two low-pass filters, 1 in the middle."""
@@ -84,7 +84,7 @@ class BandFilters(nn.Module):
         return torch.cat([left, torch.ones_like(low), left.flip(1)], dim=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.conv1d(x, self.kernels()[:, None])
+        return nn.functional.conv1d(x, self.kernels()[:, None], stride=self.stride)
 
 
 class Block(nn.Module):
@@ -94,7 +94,7 @@ class Block(nn.Module):
         super().__init__()
         short = 1 if stride > 1 or kernel % 2 == 0 else 0
         self.pad, self.kernel, self.stride = (kernel // 2 - short, kernel // 2), kernel, stride
-        self.conv = BandFilters(maps, kernel) if before == 0 else nn.Conv1d(before, maps, kernel, stride)
+        self.conv = BandFilters(maps, kernel, stride) if before == 0 else nn.Conv1d(before, maps, kernel, stride)
         self.norm, self.act = nn.BatchNorm1d(maps), nn.PReLU(maps, init=0.0)
 
     def forward(self, x: Tensor, samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -178,10 +178,12 @@ def tiny_network(dim: int = 128) -> PaseNetwork:
     """The official shape with 32 to 96 channels: 0.5 M parameters, nine states of 128 dimensions every 10 ms.
 
     It keeps the front end on the waveform, unlike our other tiny networks: band filters *are* PASE's idea, and with two
-    numbers to learn for each, spread on the mel scale from the start, they can do with little speech.
+    numbers to learn for each, spread on the mel scale from the start, they can do with little speech. A band is looked
+    at every fifth sample, where the official network looks at every one: five times cheaper.
     """
-    fmaps = [32, 32, 48, 48, 64, 64, 96, 96]
-    return PaseNetwork(OFFICIAL["kwidths"], OFFICIAL["strides"], fmaps, rnn_dim=dim, emb_dim=dim)
+    fmaps, kwidths = [32, 32, 48, 48, 64, 64, 96, 96], [*OFFICIAL["kwidths"]]
+    kwidths[1] = 8  # it sees as far as the official 20 samples
+    return PaseNetwork(kwidths, (5, 2, *OFFICIAL["strides"][2:]), fmaps, rnn_dim=dim, emb_dim=dim)
 
 
 class Pase(Frozen):
@@ -348,7 +350,6 @@ def read_pase_plus(path: str | Path, model_config: str | Path | None = None) -> 
     weights = {name.replace("rnn.layers.0.", "rnn."): value for name, value in weights.items()}
     sizes = _sizes(Path(path), model_config)
     return Pase("pase_plus", *filled(lambda: PaseNetwork(**sizes), weights, path))
-
 
 
 PRETEXTS = {"tiny_pase": Pretext("PASE+: several small questions about one clip", tiny_network, PaseObjective, Pase)}

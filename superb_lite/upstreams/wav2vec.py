@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, control_card
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams.cpc import compare, others, spectrogram
 from superb_lite.upstreams.mockingjay import MelPairs, reading
@@ -389,8 +389,6 @@ def tiny_network(codes: int = 0, dim: int = 128, steps: int = 6) -> Network:
     return Network(extractor, aggregator, steps, GumbelQuantizer(dim, codes, activation=gelu) if codes else None)
 
 
-
-
 def _card(name: str, method: str, parameters: int, file: str, notes: str) -> Card:
     return Card(
         name=name, family="wav2vec", method=method, input="waveform", corpus="LS 960 hr", parameters=parameters,
@@ -410,6 +408,17 @@ PRETEXTS = {
 }
 
 CARDS = (
+    control_card(
+        "random_conv",
+        PRETEXTS["tiny_wav2vec"],
+        family="wav2vec",
+        input="waveform",
+        parameters=547_328,
+        layers=6,
+        dim=128,
+        stride=320,
+        notes="the control of the convolutional families: untrained layers over log-mel",
+    ),
     _card("wav2vec", "F-C", 32_537_088, "wav2vec_large.pt", "tells true futures from false ones (arXiv:1904.05862)"),
     _card("vq_wav2vec", "F-C + VQ", 34_145_408, "vq-wav2vec.pt", "the same over Gumbel's codes (arXiv:1910.05453)"),
 )

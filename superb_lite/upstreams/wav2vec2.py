@@ -182,8 +182,6 @@ class Contrast(nn.Module):
         return {**heard_and_hidden(wav, hide[0]), "scores": scores.cpu()}
 
 
-
-
 def _entries(content: Mapping[str, Any], path: str | Path) -> tuple[Any, Any, Any]:
     """Settings of the task and of the model, and the weights, of the repacked file or of fairseq's own."""
     if "args" in content and "model" in content:  # fairseq until 2020: one flat Namespace

@@ -24,7 +24,7 @@ from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._pretext import Pretext
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer
-from superb_lite.upstreams.hubert import ITERATIONS, LogMelFrontEnd, MaskedUnits
+from superb_lite.upstreams.hubert import TWICE, LogMelFrontEnd, MaskedUnits
 
 _ATTENTION = r"encoder\.layers\.(\d+)\.self_attn\."
 _OURS = r"encoder.transformer.layers.\1.attention."
@@ -57,7 +57,6 @@ def tiny_network(dim: int = 128, blocks: int = 4) -> nn.Module:
     )  # fmt: skip
     network.feature_extractor = LogMelFrontEnd()
     return network
-
 
 
 def mix(wavs: Tensor, generator: torch.Generator, *, share: float = 0.2, decibel: float = 5.0) -> Tensor:
@@ -155,9 +154,7 @@ def _published(name: str, corpus: str, parameters: int, layers: int, dim: int, r
 
 
 PRETEXTS = {
-    "tiny_wavlm": Pretext(
-        "WavLM: guess hidden units behind a second voice", tiny_network, DenoisedUnits, WavLM, ITERATIONS
-    )
+    "tiny_wavlm": Pretext("WavLM: guess hidden units behind a second voice", tiny_network, DenoisedUnits, WavLM, TWICE)
 }
 
 CARDS = (
