@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from superb_lite import files
 from superb_lite.types import RATE, Progress, SuperbLiteError, UnknownName
 from superb_lite.upstreams import pretexts
-from superb_lite.upstreams._pretext import Pretext, Stage
+from superb_lite.upstreams._pretext import Pretext, Stage, head_file, head_weights
 from superb_lite.upstreams.hubert import frames_of
 
 STRIDE = 320  # samples per frame of the networks that guess units
@@ -223,6 +223,7 @@ class _Run:
         self.out, self.device, self.progress = out, device, progress
         self.checkpoint = out.with_suffix(".checkpoint.pt")
         self.network = pretext.network().to(device)
+        self.objective: nn.Module | None = None
         self.curves: list[list[list[float]]] = [[] for _ in pretext.stages]
         self.logs: tuple[str, ...] = ()
 
@@ -233,7 +234,7 @@ class _Run:
         for number, stage in enumerate(self.pretext.stages):
             torch.manual_seed(self.plan.seed + number)
             objective = self.pretext.objective(self.network, *((stage.units,) if stage.units else ()))
-            objective = objective.to(self.device).train()
+            self.objective = objective = objective.to(self.device).train()
             optimiser = torch.optim.AdamW(
                 [weights for weights in objective.parameters() if weights.requires_grad], self.pretext.lr, (0.9, 0.98),
                 weight_decay=self.plan.weight_decay,
@@ -247,7 +248,7 @@ class _Run:
                 first = saved["step"]
             units = self._units(stage, number) if stage.units else None
             self._stage(objective, optimiser, number, first, units)
-        _draw(objective, self.speech.wav(int(self.speech.by_length[len(self.speech) // 2])), self.out)
+        _draw(self.objective, self.speech.wav(int(self.speech.by_length[len(self.speech) // 2])), self.out)
 
     def _stage(self, objective: nn.Module, optimiser: torch.optim.Optimizer, number: int, first: int, units) -> None:
         steps = max(1, round(self.pretext.stages[number].share * self.plan.steps))
@@ -312,13 +313,8 @@ class _Run:
 
     def write(self) -> None:
         """The weights in half precision, and the card that says how they were made."""
-        import safetensors.torch
-
-        half = {
-            key: (value.half() if value.is_floating_point() else value).contiguous().cpu()
-            for key, value in self.network.state_dict().items()
-        }
-        files.write_atomically(self.out, safetensors.torch.save(half))
+        _write_half(self.out, self.network.state_dict())
+        _write_half(head_file(self.out), head_weights(self.objective, self.network))
         hours = float(self.speech.lengths.sum()) / RATE / 3600
         card = {
             "name": self.name, "method": self.pretext.method,
@@ -330,6 +326,16 @@ class _Run:
             "device": self.device, "torch": torch.__version__, "licence": "MIT",
         }  # fmt: skip
         files.write_atomically(self.out.with_suffix(".json"), json.dumps(card, indent=1).encode())
+
+
+def _write_half(path: Path, weights: dict[str, Tensor]) -> None:
+    import safetensors.torch
+
+    half = {
+        key: (value.detach().half() if value.is_floating_point() else value).contiguous().cpu()
+        for key, value in weights.items()
+    }
+    files.write_atomically(path, safetensors.torch.save(half))
 
 
 def _draw(objective: nn.Module, wav: Tensor, out: Path) -> None:

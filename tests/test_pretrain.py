@@ -11,7 +11,7 @@ import torch
 from superb_lite import load_upstream
 from superb_lite.pretrain import Plan, Speech, learning_rate, pretrain
 from superb_lite.types import SuperbLiteError, UnknownName
-from superb_lite.upstreams import hubert, pretexts
+from superb_lite.upstreams import hubert, load_objective, pretexts
 from superb_lite.upstreams._pretext import Stage, load_tiny
 
 PLAN = Plan(steps=12, batch_sec=4.0)
@@ -61,9 +61,10 @@ def test_a_killed_run_ends_with_the_same_weights(speech, tmp_path, monkeypatch, 
         pretrain("tiny_hubert", out=broken, data=speech, plan=PLAN, progress=stop_after(stop))
     assert not broken.exists()
     pretrain("tiny_hubert", out=broken, data=speech, plan=PLAN)
-    ours, theirs = (safetensors.torch.load_file(path) for path in (whole, broken))
-    for key, value in ours.items():
-        torch.testing.assert_close(value, theirs[key], atol=0, rtol=0, msg=key)
+    for suffix in (".safetensors", ".head.safetensors"):
+        ours, theirs = (safetensors.torch.load_file(path.with_suffix(suffix)) for path in (whole, broken))
+        for key, value in ours.items():
+            torch.testing.assert_close(value, theirs[key], atol=0, rtol=0, msg=key)
     cards = [json.loads(path.with_suffix(".json").read_text()) for path in (whole, broken)]
     assert cards[0]["curves"] == cards[1]["curves"] and cards[0]["curves"][-1][-1][0] == 6
     assert broken.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
@@ -89,6 +90,8 @@ def test_every_family_goes_through_the_loop(name, speech, tmp_path, monkeypatch)
     assert any(not torch.equal(value, untrained[key].to(value.dtype)) for key, value in weights.items())
     hidden = load_tiny(name, pretexts()[name], path)([torch.randn(16000) * 0.1, torch.randn(9000) * 0.1])
     assert bool(torch.isfinite(hidden.states).all()) and hidden.states.shape[0] >= 3
+    pictures = load_objective(name, path).picture(0.1 * torch.randn(16000))
+    assert all(bool(torch.isfinite(torch.as_tensor(picture).float()).all()) for picture in pictures.values())
     card = json.loads(path.with_suffix(".json").read_text())
     assert card["columns"][:2] == ["step", "loss"] and len(card["columns"]) == len(card["curves"][0][-1]) >= 3
 

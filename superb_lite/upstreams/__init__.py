@@ -14,7 +14,10 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+from torch import nn
+
 from superb_lite.types import Card, CheckpointRefused, ContractBroken, UnknownName, Upstream
+from superb_lite.upstreams import _pretext
 from superb_lite.upstreams._pretext import Pretext, load_tiny
 from superb_lite.upstreams._published import find_checkpoint
 from superb_lite.upstreams.hub import PREFIXES
@@ -96,3 +99,15 @@ def load_upstream(
             "and a call that returns Hidden; superb_lite.testing.check_upstream tells what else is wrong"
         )
     return upstream
+
+
+def load_objective(name: str, checkpoint: str | Path | None = None) -> nn.Module:
+    """What a tiny upstream was trained with, as it was at the end: ``.picture(wav)`` shows what it makes of speech.
+
+    checkpoint: a file that ``superb-lite pretrain`` made, in place of the weights in the package. Raises UnknownName
+    for an upstream that was not trained by us, and CheckpointRefused for a file that is missing or of another network
+    (the objective of `tiny_hubert` was not kept; that of `tiny_hubert_large` was). Taught in notebook 13.
+    """
+    if name not in pretexts():
+        raise UnknownName.among("upstream that can be pre-trained", name, tuple(pretexts()))
+    return _pretext.load_objective(name, pretexts()[name], checkpoint)

@@ -10,10 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from superb_lite.types import Card, Upstream
-from superb_lite.upstreams._frozen import digest, load_weights
+from superb_lite.types import Card, CheckpointRefused, Upstream
+from superb_lite.upstreams._frozen import digest, load_weights, read_weights
 
 WEIGHTS = Path(str(files("superb_lite.upstreams") / "weights"))
 
@@ -59,6 +59,36 @@ def load_tiny(name: str, pretext: Pretext, path: str | Path | None = None) -> Up
     """
     network = pretext.network()
     return pretext.wrap(name, network, load_weights(network, WEIGHTS / f"{name}.safetensors" if path is None else path))
+
+
+def head_file(weights: Path) -> Path:
+    """Where pre-training keeps what is thrown away after phase 1, beside the weights of the network."""
+    return weights.with_suffix(".head.safetensors")
+
+
+def head_weights(objective: nn.Module, network: nn.Module) -> dict[str, Tensor]:
+    """What an objective learned besides its network: a decoder, unit vectors, the frame shown for hidden ones."""
+    ours = {id(weights) for weights in network.parameters()}
+    return {
+        name: weights
+        for name, weights in objective.named_parameters()
+        if weights.requires_grad and id(weights) not in ours
+    }
+
+
+def load_objective(name: str, pretext: Pretext, path: str | Path | None = None) -> nn.Module:
+    """The objective as it was when pre-training ended; path: as of `load_tiny`. Raises CheckpointRefused."""
+    path, units = WEIGHTS / f"{name}.safetensors" if path is None else Path(path), pretext.stages[-1].units
+    network = pretext.network()
+    objective = pretext.objective(network, *((units,) if units else ()))
+    load_weights(network, path)
+    heads = head_weights(objective, network)
+    if heads:
+        found = read_weights(head_file(path))
+        if {key: value.shape for key, value in found.items()} != {key: value.shape for key, value in heads.items()}:
+            raise CheckpointRefused(f"{head_file(path)}: these weights are of another objective than that of {name}")
+        objective.load_state_dict(found, strict=False)
+    return objective.eval()
 
 
 def untrained(name: str, pretext: Pretext) -> Upstream:
