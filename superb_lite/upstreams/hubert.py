@@ -202,6 +202,11 @@ CARDS = (
         "tiny_hubert", PRETEXTS["tiny_hubert"], **SIZE, method="M-P + VQ",
         notes="guesses hidden k-means units (arXiv:2106.07447); ten times the steps of all others",
     ),
+    tiny_card(
+        "tiny_hubert_large", PRETEXTS["tiny_hubert_large"], control="random", family="hubert", input="waveform",
+        method="M-P + VQ", parameters=651_232, layers=9, dim=96, stride=320,
+        notes="large in shape only: deep, narrow, pre-norm",
+    ),
     _published("hubert_base", "LS 960 hr", 94_697_600, 13, 768, read_hubert_base, "hubert_base_ls960.pt"),
     _published("hubert_large", "LL 60k hr", 316_609_408, 25, 1024, read_hubert_large, "hubert_large_ll60k.pt"),
 )  # fmt: skip

@@ -331,14 +331,18 @@ class MockingjayObjective(nn.Module):
         guess = self.head(self.network(mels.unflatten(1, (-1, stack)).flatten(2))[-1])
         return guess.unflatten(2, (stack, -1)).flatten(1, 2)
 
-    def alter(self, mels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """mels: (batch, frames, bins) -> the same, spoilt; and which numbers have to be rebuilt (bool)."""
+    def alter(self, mels: Tensor, generator: torch.Generator, zeros: float = 0.8) -> tuple[Tensor, Tensor]:
+        """mels: (batch, frames, bins) -> the same, spoilt; and which numbers have to be rebuilt (bool).
+
+        zeros: the share of clips in which what is hidden is zero
+        """
         batch, frames, _ = mels.shape
         hide = stretches(batch, frames, self.span, self.share, generator)[:, :, None].to(mels.device)
         fate = torch.rand(batch, 1, 1, generator=generator).to(mels.device)
         places = torch.randint(frames, (batch, frames), generator=generator).to(mels.device)
         elsewhere = mels[torch.arange(batch, device=mels.device)[:, None], places]
-        instead = torch.where(fate < 0.8, torch.zeros_like(mels), torch.where(fate < 0.9, elsewhere, mels))
+        moved = zeros + (1 - zeros) / 2
+        instead = torch.where(fate < zeros, torch.zeros_like(mels), torch.where(fate < moved, elsewhere, mels))
         return torch.where(hide, instead, mels), hide.expand_as(mels)
 
     def forward(self, wavs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
@@ -358,7 +362,7 @@ class MockingjayObjective(nn.Module):
         "hidden" is what the network got to see, "rebuilt" has its guesses in the hidden places.
         """
         mels = self._mels(wav[None])
-        spoilt, hide = self.alter(mels, torch.Generator().manual_seed(seed))
+        spoilt, hide = self.alter(mels, torch.Generator().manual_seed(seed), zeros=1.0)
         shown = {"heard": mels, "hidden": spoilt, "rebuilt": torch.where(hide, self._rebuild(spoilt), mels)}
         return {name: values[0].cpu() for name, values in shown.items()}
 
@@ -370,8 +374,8 @@ class TeraObjective(MockingjayObjective):
     of the clips all numbers get Gaussian noise of deviation 0.2. The loss counts what was hidden in time or frequency.
     """
 
-    def alter(self, mels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        spoilt, hide = super().alter(mels, generator)
+    def alter(self, mels: Tensor, generator: torch.Generator, zeros: float = 0.8) -> tuple[Tensor, Tensor]:
+        spoilt, hide = super().alter(mels, generator, zeros)
         batch, _, bins = mels.shape
         width = torch.randint(bins // 5 + 1, (batch, 1, 1), generator=generator)
         first = (torch.rand(batch, 1, 1, generator=generator) * (bins - width + 1)).long()
@@ -404,6 +408,11 @@ CARDS = (
         "tiny_tera", PRETEXTS["tiny_tera"], control="random", family="mockingjay", input="FBANK",
         method="time/freq M-G", parameters=516_992, layers=4, dim=128, stride=320,
         notes="rebuilds hidden time and frequency (arXiv:2007.06028)",
+    ),
+    tiny_card(
+        "tiny_mockingjay", PRETEXTS["tiny_mockingjay"], control="random", family="mockingjay", input="FBANK",
+        method="time M-G", parameters=516_992, layers=4, dim=128, stride=320,
+        notes="rebuilds hidden stretches of time (arXiv:1910.12638)",
     ),
     _card(
         "mockingjay", "time M-G", "LS 360 hr", 85_118_208, 12, "zwsfa6w2iy2cc68/states-500000.ckpt",
