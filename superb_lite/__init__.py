@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # for editors and type checkers; nothing is imported at run time
     from superb_lite.heads import Featurizer
     from superb_lite.probe import evaluate, fit, predict
+    from superb_lite.published import published_table, superb_rank, superb_score, tournament_table
     from superb_lite.results import ResultsTable
     from superb_lite.rounds import ROUND_1, ROUND_2, ROUND_3, olympics
     from superb_lite.tasks import get_task, list_tasks
@@ -35,6 +36,10 @@ _HOMES = {
     "ROUND_2": "rounds",
     "ROUND_3": "rounds",
     "ResultsTable": "results",
+    "published_table": "published",
+    "superb_score": "published",
+    "superb_rank": "published",
+    "tournament_table": "published",
 }
 
 __all__ = [
@@ -51,6 +56,10 @@ __all__ = [
     "load_upstream",
     "olympics",
     "predict",
+    "published_table",
+    "superb_rank",
+    "superb_score",
+    "tournament_table",
 ]
 
 

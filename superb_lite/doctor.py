@@ -1,8 +1,9 @@
 """Can this machine run the course? One line per check: what is there, what is wrong, what mends it.
 
-The doctor must be able to speak on a machine where nothing else works, so this file imports the standard
-library only; everything that may be broken is tried inside a check (torch even in another process, because
-a torch and a torchaudio that do not belong together can take the interpreter down).
+The doctor must be able to speak on a machine where nothing else works, so this file (like `_eviction`, which it
+asks about stored features) imports the standard library only; everything that may be broken is tried inside a
+check (torch even in another process, because a torch and a torchaudio that do not belong together can take the
+interpreter down).
 
 Taught in notebook 00 (welcome).
 """
@@ -24,6 +25,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from superb_lite import _eviction
 
 PYTHON_FROM, PYTHON_BEFORE = (3, 11), (3, 14)
 NEEDED_GB, COMFORTABLE_GB = 1.0, 3.0  # stored features of the default corpus; the second leaves room for `digits`
@@ -172,8 +175,14 @@ def check_corpus(folder: Path | None = None) -> Check:
 
 def check_disk(folder: Path) -> Check:
     """Is there room for stored features under `folder` (which need not exist yet)?"""
-    free = shutil.disk_usage(_existing(folder)).free / 1e9
-    says = f"{free:.1f} GB free for stored features in {folder}"
+    features = folder / "features"
+    free, used = _eviction.free_bytes(folder), _eviction.used_bytes(features)
+    bound = _eviction.default_bound(free, used) / 1e9
+    free /= 1e9
+    says = (
+        f"{free:.1f} GB free for stored features in {features}, which take {used / 1e9:.1f} of at most {bound:.1f} GB "
+        f"({_eviction.VARIABLE}) and may be deleted"
+    )
     fix = "free some space, or set SUPERB_LITE_CACHE to a folder on another disk"
     if free < NEEDED_GB:
         return Check("disk", "fail", f"{says}; {NEEDED_GB:g} GB are needed", fix)

@@ -7,29 +7,25 @@
 
 Files are named by their content and arrive by renaming: a process killed at any moment leaves no half shard,
 and two processes that compute the same shard write the same file. Frames always come with their means, so
-asking for means after frames never runs the upstream again.
+asking for means after frames never runs the upstream again. When everything together exceeds a bound, the
+shards that were not used for the longest time go; whoever asks for them again computes them again.
 
 Taught in notebook 02 (freeze, weigh, probe).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import re
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from superb_lite import audio
+from superb_lite import _eviction, audio
+from superb_lite._shards import DTYPES, Corrupt, Gone, Shard, ShardWriter
 from superb_lite.files import cache_root
 from superb_lite.types import RATE, Clip, ContractBroken, Hidden, Progress, SuperbLiteError, Upstream
 from superb_lite.upstreams import load_upstream
@@ -40,19 +36,26 @@ BATCH_SECONDS = 40.0  # audio in one call of the upstream, padding included
 SHARD_BATCHES = 10  # calls of the upstream in one shard: what a killed process can lose
 LENGTH_TOLERANCE = 3.0  # frames by which an upstream may differ from samples / stride (windows cut the end)
 
-_FORMAT = 1
-_DTYPES = {"frames": np.dtype("<f2"), "pooled": np.dtype("<f4")}
-_STALE_SEC = 3600.0  # a temporary file nobody has written to for so long belongs to a dead process
-_VERIFIED: set[tuple[str, int, int]] = set()  # shards whose checksum this process has seen to be right
+_ATTEMPTS = 5  # a shard that is lost so often as soon as it is written will not stay
+_WARNED: set[Path] = set()  # stores that a request has been too large for; said once per process
 
 
 # ----------------------------------------------------------------------------------------------- store
 
 
 class FeatureStore:
-    """The states of every clip that was ever asked for, one folder per upstream and revision.
+    """The states of every clip that was asked for, one folder per upstream and revision, the last used ones first.
 
-    `root` is ``features`` in the cache folder unless given (see `superb_lite.files.cache_root`).
+    Args:
+        root: ``features`` in the cache folder unless given (see `superb_lite.files.cache_root`). It may be deleted
+            at any time; `superb-lite doctor` says where it is and what it takes
+        max_bytes: what all upstreams in `root` may take together. Unless given, it is the environment variable
+            SUPERB_LITE_CACHE_GB, else 20 GB, but at most half of what the disk would have free without them
+
+    Least recently used shards are removed after new ones were written. What a request needs is never removed under
+    it, and neither is what another process has used in the last ten minutes: a bound smaller than that is exceeded.
+    On a disk shared by several machines give each its own `root`, or a bound that is never reached: a mapped file
+    outlives its removal by the same machine only.
 
     >>> store = FeatureStore()                                           # doctest: +SKIP
     >>> means = store.get("tiny_hubert", split.clips, pooled=True)       # doctest: +SKIP
@@ -60,9 +63,13 @@ class FeatureStore:
     (5, 1, 192)
     """
 
-    def __init__(self, root: str | Path | None = None) -> None:
+    def __init__(self, root: str | Path | None = None, max_bytes: int | None = None) -> None:
         self.root = cache_root() / "features" if root is None else Path(root)
-        self._shards: dict[Path, dict[str, _Shard]] = {}
+        if max_bytes is not None and max_bytes < 0:
+            raise SuperbLiteError(f"max_bytes is {max_bytes}, expected how many bytes the store may take")
+        self.max_bytes = max_bytes
+        self.bound()  # a wrong environment variable should not show up after minutes
+        self._shards: dict[Path, dict[str, Shard]] = {}
 
     def __repr__(self) -> str:
         return f"FeatureStore({str(self.root)!r})"
@@ -70,6 +77,15 @@ class FeatureStore:
     def folder(self, upstream: Upstream) -> Path:
         """Where the states of this upstream with these weights are."""
         return self.root / re.sub(r"[^A-Za-z0-9._-]", "_", f"{upstream.name}-{upstream.revision}")
+
+    def bound(self) -> int:
+        """Bytes that the store may take now. Raises SuperbLiteError if SUPERB_LITE_CACHE_GB is no number."""
+        if self.max_bytes is not None:
+            return self.max_bytes
+        try:
+            return _eviction.default_bound(_eviction.free_bytes(self.root), _eviction.used_bytes(self.root))
+        except ValueError as error:
+            raise SuperbLiteError(str(error)) from error
 
     def extract(
         self,
@@ -93,25 +109,7 @@ class FeatureStore:
             ContractBroken: the upstream does not keep its promises, or a state is not finite or exceeds float16.
             SuperbLiteError: the folder cannot be written (full disk); no half shard is left.
         """
-        upstream = load_upstream(upstream)
-        unique = {clip.key: clip for clip in clips}
-        have = self._find(upstream, "pooled" if pooled else "frames", unique)
-        if len(have) == len(unique):
-            return 0
-        planned = [[clip for clip in batch if clip.key not in have] for batch in plan_batches(unique.values())]
-        batches = [batch for batch in planned if batch]
-        total, done = sum(map(len, batches)), 0
-
-        def report(count: int) -> None:
-            nonlocal done
-            done += count
-            if progress is not None:
-                progress(f"features of {upstream.name}", done, total)
-
-        _sweep(self.folder(upstream))
-        for start in range(0, len(batches), SHARD_BATCHES):
-            self._write(upstream, batches[start : start + SHARD_BATCHES], pooled, device, report)
-        return total
+        return self._fetch(load_upstream(upstream), clips, pooled, device, progress)[1]
 
     def get(
         self,
@@ -127,61 +125,142 @@ class FeatureStore:
         Returns read-only arrays: (layers, frames, dim) float16 views into the files, or with `pooled`
         (layers, 1, dim) float32, the exact mean over valid frames. Raises what `extract` raises.
         """
-        upstream = load_upstream(upstream)
-        self.extract(upstream, clips, pooled=pooled, device=device, progress=progress)
-        found = self._find(upstream, "pooled" if pooled else "frames", {clip.key for clip in clips})
-        return [found[clip.key] for clip in clips]
+        held, _ = self._fetch(load_upstream(upstream), clips, pooled, device, progress)
+        return [held[clip.key].array(clip.key) for clip in clips]
+
+    def _fetch(
+        self, upstream: Upstream, clips: Sequence[Clip], pooled: bool, device: str, progress: Progress | None
+    ) -> tuple[dict[str, Shard], int]:
+        """Open shards by clip key, and how many clips went through the upstream.
+
+        Shards are opened when they are found or written, and held: another process that removes one takes nothing
+        from us. What it removes before that is missing in the next turn, and what it has computed is not.
+        """
+        kind = "pooled" if pooled else "frames"
+        unique = {clip.key: clip for clip in clips}
+        held = self._find(upstream, kind, unique)
+        total, done, computed, lost = len(unique) - len(held), 0, 0, 0
+        if not total:
+            return held, 0
+
+        def report(count: int) -> None:
+            nonlocal done, computed
+            done, computed = done + count, computed + count
+            if progress is not None:
+                progress(f"features of {upstream.name}", done, total)
+
+        self._warn_if_too_large(upstream, unique.values(), pooled)
+        _eviction.sweep(self.root)
+        plan = plan_batches(unique.values())
+        while missing := unique.keys() - held.keys():
+            plan = [batch for planned in plan if (batch := [clip for clip in planned if clip.key in missing])]
+            self._write(upstream, plan[:SHARD_BATCHES], pooled, device, report)
+            found = self._find(upstream, kind, missing)
+            held |= found
+            done = total - (len(unique) - len(held))
+            lost = 0 if found else lost + 1
+            if lost == _ATTEMPTS:
+                raise SuperbLiteError(
+                    f"features in {self.folder(upstream)} are lost or corrupt as soon as they are written; is the "
+                    "disk failing, or does another program delete them? Set SUPERB_LITE_CACHE to another folder"
+                )
+            self._make_room({shard.index_path for shard in held.values()})
+        return held, computed
 
     def _write(
         self, upstream: Upstream, batches: list[list[Clip]], pooled: bool, device: str, report: Callable[[int], None]
     ) -> None:
         """Compute one shard of each kind; `report` hears how many clips each batch had."""
         folder = self.folder(upstream)
-        known = self._find(upstream, "pooled", {clip.key for batch in batches for clip in batch})
+        computed: dict[str, np.ndarray] = {}
         # Leaving the block closes the inner shard first: no frames are ever there without their means.
-        with _ShardWriter(folder, "frames", upstream) as frames, _ShardWriter(folder, "pooled", upstream) as means:
-            for batch in batches:
-                hidden = run_upstream(upstream, batch, device)
-                for place, clip in enumerate(batch):
-                    states = hidden.states[:, place, : int(hidden.lengths[place])].float().cpu()
-                    _check_range(upstream, clip, states, half=not pooled)
-                    if not pooled:
-                        frames.add(clip.key, states.half().numpy())
-                    if clip.key not in known:
-                        means.add(clip.key, states.double().mean(dim=1, keepdim=True).float().numpy())
-                report(len(batch))
+        with ShardWriter(folder, "frames", upstream) as frames, ShardWriter(folder, "pooled", upstream) as means:
+            try:
+                for batch in batches:
+                    hidden = run_upstream(upstream, batch, device)
+                    for place, clip in enumerate(batch):
+                        states = hidden.states[:, place, : int(hidden.lengths[place])].float().cpu()
+                        _check_range(upstream, clip, states, half=not pooled)
+                        if not pooled:
+                            frames.add(clip.key, states.half().numpy())
+                        computed[clip.key] = states.double().mean(dim=1, keepdim=True).float().numpy()
+                    report(len(batch))
+            finally:
+                known = self._find(upstream, "pooled", computed)  # now, for means may go while frames are computed
+                for key, mean in computed.items():  # in their order: the same clips must make the same file
+                    if key not in known:
+                        means.add(key, mean)
 
-    def _find(self, upstream: Upstream, kind: str, keys: Iterable[str]) -> dict[str, np.ndarray]:
-        """Stored arrays by clip key. A shard that is used for the first time is verified, and dropped if corrupt."""
+    def _find(self, upstream: Upstream, kind: str, keys: Iterable[str]) -> dict[str, Shard]:
+        """Open shards by clip key. One that is used for the first time is verified, and dropped if corrupt.
+
+        Should two shards have a clip, the first by name serves every process, and the other is going to be evicted.
+        """
         shards = self._scan(self.folder(upstream))
         wanted = set(keys)
-        found: dict[str, np.ndarray] = {}
-        for shard in list(shards.values()):
+        found: dict[str, Shard] = {}
+        for name, shard in sorted(shards.items()):
             ours = wanted & shard.clips.keys() if shard.kind == kind else set()
             if not ours:
                 continue
             try:
-                found.update({key: shard.array(key) for key in ours})
-            except _Corrupt as error:
-                log.warning("%s is corrupt (%s): removed, its %d clips are computed again",
-                            shard.data_path, error, len(shard.clips))
-                shard.delete()
-                del shards[shard.index_path.name]
+                shard.open()
+            except Gone:
+                del shards[name]
+                continue
+            except Corrupt as error:
+                path, count = shard.data_path, len(shard.clips)
+                log.warning("%s is corrupt (%s): removed, its %d clips are computed again", path, error, count)
+                _eviction.delete(shard.index_path)
+                del shards[name]
+                continue
+            _eviction.touch(shard.index_path)
+            found.update(dict.fromkeys(ours, shard))
+            wanted -= ours
         return found
 
-    def _scan(self, folder: Path) -> dict[str, _Shard]:
-        """Bring our list of a folder's shards up to date: other processes write there too."""
+    def _scan(self, folder: Path) -> dict[str, Shard]:
+        """Bring our list of a folder's shards up to date: other processes write and evict there too."""
         shards = self._shards.setdefault(folder, {})
-        names = {path.name for path in folder.glob("*.json")}
+        names = {path.name for kind in DTYPES for path in folder.glob(f"{kind}-*.json")}
         for gone in shards.keys() - names:
             del shards[gone]
         for name in sorted(names - shards.keys()):
             try:
-                shards[name] = _Shard(folder / name)
-            except _Corrupt as error:
+                shards[name] = Shard(folder / name)
+            except Gone:
+                continue
+            except Corrupt as error:
                 log.warning("%s is corrupt (%s): removed", folder / name, error)
-                (folder / name).unlink(missing_ok=True)
+                _eviction.delete(folder / name)
         return shards
+
+    def _make_room(self, keep: set[Path]) -> None:
+        """Evict what was used least recently, but for the shards to keep, if the store exceeds its bound."""
+        bound = self.bound()
+        if _eviction.used_bytes(self.root) <= bound:
+            return
+        self._shards.clear()  # lets go of mapped files: they take room on the disk, and Windows removes none of them
+        left = _eviction.evict(self.root, bound, keep)
+        if left > bound:
+            log.info("%s takes %s of %s: the rest is in use", self.root, _gigabytes(left), _gigabytes(bound))
+
+    def _warn_if_too_large(self, upstream: Upstream, clips: Collection[Clip], pooled: bool) -> None:
+        """Say once if a request is larger than the bound: it is served, and all other features go."""
+        frames = 0.0 if pooled else sum(clip.seconds for clip in clips) * RATE / upstream.stride
+        sizes = DTYPES["frames"].itemsize * frames + DTYPES["pooled"].itemsize * len(clips)
+        need, bound = int(upstream.layers * upstream.dim * sizes), self.bound()
+        if need > bound and self.root not in _WARNED:
+            _WARNED.add(self.root)
+            log.warning(
+                "the features of %s for %d clips need %s, but %s may take %s: they are all kept while they are needed, "
+                "and computed again when they are asked for after others; set %s to more if the disk has room",
+                upstream.name, len(clips), _gigabytes(need), self.root, _gigabytes(bound), _eviction.VARIABLE,
+            )  # fmt: skip
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.3g} GB"
 
 
 # -------------------------------------------------------------------------------------------- upstream
@@ -266,147 +345,3 @@ def _check_range(upstream: Upstream, clip: Clip, states: Tensor, half: bool) -> 
             f"{where} has states up to {peak:.3g}, and frames are kept as float16 (at most 65504); "
             "scale the states inside the upstream"
         )
-
-
-# ---------------------------------------------------------------------------------------------- shards
-
-
-class _Corrupt(Exception):
-    """A shard is not what its index says."""
-
-
-class _Shard:
-    """An index that was read, and its data file, mapped when first used."""
-
-    def __init__(self, index_path: Path) -> None:
-        self.index_path, self.data_path = index_path, index_path.with_suffix(".bin")
-        try:
-            index = json.loads(index_path.read_text())
-            if index["format"] != _FORMAT:
-                raise _Corrupt(f"format {index['format']}, expected {_FORMAT}")
-            self.kind, self.sha256, self.bytes = str(index["kind"]), str(index["sha256"]), int(index["bytes"])
-            self.dtype = _DTYPES[self.kind]
-            self.clips = {key: (int(start), tuple(shape)) for key, (start, shape) in index["clips"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise _Corrupt(f"unreadable index: {error!r}") from error
-        self._data: np.ndarray | None = None
-
-    def array(self, key: str) -> np.ndarray:
-        """(layers, frames, dim) view of one clip. Raises _Corrupt."""
-        if self._data is None:
-            self._verify()
-            self._data = np.asarray(np.memmap(self.data_path, dtype=self.dtype, mode="r"))
-        start, shape = self.clips[key]
-        return self._data[start : start + int(np.prod(shape))].reshape(shape)
-
-    def _verify(self) -> None:
-        """Compare size and checksum, once per process and file."""
-        try:
-            stat = self.data_path.stat()
-            seen = (str(self.data_path), stat.st_mtime_ns, stat.st_size)
-            if seen in _VERIFIED:
-                return
-            if stat.st_size != self.bytes:
-                raise _Corrupt(f"{stat.st_size} bytes, expected {self.bytes}")
-            with self.data_path.open("rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != self.sha256:
-                    raise _Corrupt("its checksum is wrong")
-        except OSError as error:
-            raise _Corrupt(f"unreadable: {error.strerror}") from error
-        _VERIFIED.add(seen)
-
-    def delete(self) -> None:
-        """Remove index and data, the index first."""
-        self.index_path.unlink(missing_ok=True)
-        self.data_path.unlink(missing_ok=True)
-
-
-class _DiskFull(SuperbLiteError):
-    """The folder cannot be written: what is in flight is thrown away, the means with their frames."""
-
-
-class _ShardWriter:
-    """Collects arrays in a temporary file; on leaving, data and then index get their final names.
-
-    A clean end and an error outside (a broken audio file) keep what was added; a write error or an
-    interrupt keeps nothing.
-    """
-
-    def __init__(self, folder: Path, kind: str, upstream: Upstream) -> None:
-        self.folder, self.kind, self.upstream = folder, kind, upstream
-        self._temporary = folder / f"{kind}-{os.getpid()}-{time.monotonic_ns()}.tmp"
-        self._file: Any = None
-        self._hash = hashlib.sha256()
-        self._bytes = 0
-        self._clips: dict[str, tuple[int, tuple[int, ...]]] = {}
-
-    def add(self, key: str, array: np.ndarray) -> None:
-        """Append one clip's array. Raises SuperbLiteError if the disk is full."""
-        data = np.ascontiguousarray(array, dtype=_DTYPES[self.kind]).tobytes()
-        try:
-            if self._file is None:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._file = self._temporary.open("wb")
-            self._file.write(data)
-        except OSError as error:
-            raise self._full(error) from error
-        self._clips[key] = (self._bytes // _DTYPES[self.kind].itemsize, array.shape)
-        self._hash.update(data)
-        self._bytes += len(data)
-
-    def __enter__(self) -> _ShardWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        keep = kind is None or (issubclass(kind, Exception) and not issubclass(kind, _DiskFull))
-        try:
-            if keep and self._clips:
-                self._commit()
-        except OSError as problem:
-            raise self._full(problem) from problem
-        finally:
-            self._discard()
-
-    def _commit(self) -> None:
-        self._file.close()
-        sha256 = self._hash.hexdigest()
-        stem = self.folder / f"{self.kind}-{sha256[:24]}"
-        index = {
-            "format": _FORMAT,
-            "kind": self.kind,
-            "upstream": self.upstream.name,
-            "revision": self.upstream.revision,
-            "bytes": self._bytes,
-            "sha256": sha256,
-            "clips": self._clips,
-        }
-        os.replace(self._temporary, stem.with_suffix(".bin"))
-        self._temporary.write_text(json.dumps(index))
-        os.replace(self._temporary, stem.with_suffix(".json"))
-
-    def _discard(self) -> None:
-        if self._file is not None:
-            try:
-                self._file.close()
-            except OSError:  # what could not be flushed to a full disk is being thrown away
-                log.debug("could not close %s", self._temporary)
-            self._temporary.unlink(missing_ok=True)
-
-    def _full(self, error: OSError) -> _DiskFull:
-        return _DiskFull(
-            f"cannot write features to {self.folder}: {error.strerror}; what was finished before is kept. Free some "
-            "space, or set SUPERB_LITE_CACHE to a folder with more, and run again"
-        )
-
-
-def _sweep(folder: Path) -> None:
-    """Remove what dead processes left: old temporary files, and old data without an index."""
-    for path in [*folder.glob("*.tmp"), *folder.glob("*.bin")]:
-        try:
-            old = time.time() - path.stat().st_mtime > _STALE_SEC
-            if old and (path.suffix == ".tmp" or not path.with_suffix(".json").exists()):
-                path.unlink()
-        except FileNotFoundError:  # its owner was quicker
-            continue

@@ -203,8 +203,9 @@ class View:
         return f"no {self.reference} here, so no cell is black"
 
 
-def view(table: ResultsTable, round: int, reference: str = "fbank") -> View:
+def view(table: ResultsTable, round: int, reference: str | None = None) -> View:
     """Arrange one round for drawing. Raises ValueError if the table has no rows of that round."""
+    reference = table.reference if reference is None else reference
     means = table.pivot(round)
     if not len(means):
         raise ValueError(f"the table has no rows of round {round}; it has: {rounds_of(table)}")
@@ -247,7 +248,12 @@ def heading(table: ResultsTable, task: str, metric: str) -> str:
 
 
 def table_heatmap(
-    table: ResultsTable, *, round: int = 2, reference: str = "fbank", ax: Axes | None = None, title: str | None = None
+    table: ResultsTable,
+    *,
+    round: int = 2,
+    reference: str | None = None,
+    ax: Axes | None = None,
+    title: str | None = None,
 ) -> Axes:
     """Draw one round: upstreams against tasks, and every cell worse than the reference is black.
 
@@ -279,7 +285,7 @@ def table_heatmap(
     ax.xaxis.tick_top()
     ax.tick_params(length=0)
     ax.set(xlabel="", ylabel="")
-    if reference in seen.means.index and rows > 1:
+    if seen.reference in seen.means.index and rows > 1:
         ax.axhline(1, color=INK, linewidth=2)
     ax.set_title(f"round {round}: {seen.says}" if title is None else title, pad=10)
     return ax

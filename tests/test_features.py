@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from superb_lite import features
+from superb_lite import _shards, features
 from superb_lite.audio import load
 from superb_lite.features import FeatureStore, plan_batches
 from superb_lite.tasks import get_task
@@ -127,7 +127,7 @@ def test_interrupt_loses_only_the_shard_in_flight(store, clips, small_shards):
         assert np.array_equal(array, expected)  # the same batches, so the same bits
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone", "index", "place"])
 def test_corrupt_shard_is_found_and_built_again(store, clips, small_shards, damage):
     upstream = TinyUpstream()
     good = [np.array(array) for array in store.get(upstream, clips, pooled=False)]
@@ -142,6 +142,10 @@ def test_corrupt_shard_is_found_and_built_again(store, clips, small_shards, dama
         victim.write_bytes(data[:-100])
     elif damage == "gone":
         victim.unlink()
+    elif damage == "place":  # a digit of the index, which its checksum does not cover
+        content = json.loads(index.read_text())
+        content["clips"][max(content["clips"])][0] += 1
+        index.write_text(json.dumps(content))
     else:
         index.write_text(index.read_text()[:-20])
     fresh = FeatureStore(store.root)
@@ -153,7 +157,7 @@ def test_corrupt_shard_is_found_and_built_again(store, clips, small_shards, dama
 def test_checksum_is_computed_once_per_process(store, clips, monkeypatch):
     upstream = TinyUpstream()
     store.get(upstream, clips, pooled=True)
-    monkeypatch.setattr(features.hashlib, "file_digest", lambda *_: pytest.fail("verified twice"))
+    monkeypatch.setattr(_shards.hashlib, "file_digest", lambda *_: pytest.fail("verified twice"))
     assert FeatureStore(store.root).extract(upstream, clips, pooled=True) == 0
 
 
@@ -181,7 +185,7 @@ def test_disk_that_is_full_for_the_index_only(store, clips, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(features.json, "dumps", full)
+        patch.setattr(_shards.json, "dumps", full)
         with pytest.raises(SuperbLiteError, match="No space left on device"):
             store.extract(upstream, clips, pooled=False)
     assert FeatureStore(store.root).extract(upstream, clips, pooled=False) == len(clips)
@@ -254,13 +258,13 @@ def test_leftovers_of_dead_processes_are_swept_and_others_stay(store, clips):
     upstream = TinyUpstream()
     folder = store.folder(upstream)
     folder.mkdir(parents=True)
-    for name in ("frames-1-1.tmp", "frames-abc.bin", "notes.txt", "frames-2-2.tmp"):
+    for name in ("frames-1.tmp", ".frames-1.0a.tmp.bin", "frames-a.bin", "frames-b.json", "notes.txt", "frames-2.tmp"):
         (folder / name).write_bytes(b"x")
-        if name != "frames-2-2.tmp":  # in use
+        if name != "frames-2.tmp":  # in use
             os.utime(folder / name, (time.time() - 7200,) * 2)
     store.extract(upstream, clips, pooled=True)
     left = {path.name for path in folder.iterdir() if not path.name.startswith("pooled")}
-    assert left == {"notes.txt", "frames-2-2.tmp"}
+    assert left == {"notes.txt", "frames-2.tmp"}
 
 
 def test_folder_name_is_safe(store):
