@@ -124,8 +124,8 @@ def test_from_end_to_end_as_official(tmp_path):
 
 
 def test_dtw_python_agrees_on_random_pairs():
-    from superb_lite.bench import compare as race
-    from superb_lite.bench import official
+    from superb_lite.bench.alignment import compare as race
+    from superb_lite.bench.alignment import official
 
     found = race(random_clips(9, 3, 40, seed=1), random_clips(23, 1, 120, seed=2), official())
     assert found.gap < 1e-6
@@ -412,7 +412,7 @@ def test_the_benchmark_command_prints_a_comparison():
 
 
 def test_the_benchmark_does_not_believe_the_clock_of_a_busy_machine():
-    from superb_lite.bench import Comparison, Took
+    from superb_lite.bench.alignment import Comparison, Took
 
     alone = Comparison(10, 10_000, ours=Took(0.5, 1.0), theirs=Took(11.0, 10.0), gap=1e-7, threads=2)
     assert (alone.ratio, alone.processor_ratio, alone.busy) == (22.0, 10.0, False)
@@ -424,9 +424,10 @@ def test_the_benchmark_does_not_believe_the_clock_of_a_busy_machine():
 def test_the_benchmark_fails_if_scores_differ(monkeypatch):
     from typer.testing import CliRunner
 
-    from superb_lite import bench, cli
+    from superb_lite import cli
+    from superb_lite.bench import alignment
 
-    monkeypatch.setattr(bench, "official", lambda: lambda query, document: -0.123)
+    monkeypatch.setattr(alignment, "official", lambda: lambda query, document: -0.123)
     done = CliRunner().invoke(cli.app, "bench qbe --corpus generated --queries 2 --documents 2".split())
     assert done.exit_code == 1
     assert "differs from dtw-python's by" in done.output
@@ -435,9 +436,9 @@ def test_the_benchmark_fails_if_scores_differ(monkeypatch):
 def test_the_benchmark_says_what_it_needs(monkeypatch):
     import sys
 
-    from superb_lite import bench
+    from superb_lite.bench import alignment
     from superb_lite.types import SuperbLiteError
 
     monkeypatch.setitem(sys.modules, "dtw", None)
     with pytest.raises(SuperbLiteError, match="pip install dtw-python"):
-        bench.qbe("generated")
+        alignment.qbe("generated")

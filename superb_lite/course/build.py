@@ -15,7 +15,6 @@ import math
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import tomllib
@@ -396,7 +395,7 @@ def _measure(solved: NotebookNode, path: Path) -> None:
     from nbformat.v4 import new_code_cell
 
     nb = copy.deepcopy(solved)
-    peak = "from superb_lite.course.build import peak_bytes\n\nprint(peak_bytes())"
+    peak = "from superb_lite.bench.machine import peak_bytes\n\nprint(peak_bytes())"
     nb.cells.append(new_code_cell(peak, id="peak-memory"))
     with tempfile.TemporaryDirectory(prefix="superb_lite_") as cache:
         started = time.perf_counter()
@@ -406,17 +405,6 @@ def _measure(solved: NotebookNode, path: Path) -> None:
     about = solved.metadata["superb_lite"]
     about["minutes"] = math.ceil(seconds / 30) / 2
     about["memory_gb"] = math.ceil(size / 1e8) / 10
-
-
-def peak_bytes() -> int:
-    """The most memory this process has had at once. On Linux from /proc: getrusage counts that of the parent in."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-    except (OSError, StopIteration):
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 # ---------------------------------------------------------------------------------------------- files

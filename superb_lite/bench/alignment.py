@@ -1,4 +1,4 @@
-"""How fast is it, and is it still right? ``superb-lite bench qbe`` runs our alignment and dtw-python's side by side.
+"""``superb-lite bench qbe``: our alignment and dtw-python's side by side, the same pairs, the same scores?
 
 dtw-python is what SUPERB's own query by example calls, once per pair. It is licensed under the GPL, so it is
 imported here and in tests only, if it is installed; nothing else in the package knows it.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from superb_lite import dtw
+from superb_lite.bench.machine import BUSY, Took, timed, typical
 from superb_lite.corpora import get_corpus
 from superb_lite.features import FeatureStore
 from superb_lite.types import Progress, Split, SuperbLiteError
@@ -26,15 +26,6 @@ from superb_lite.upstreams import load_upstream
 
 TOLERANCE = 1e-6  # between our score of a pair and dtw-python's
 REPEATS = 3  # of our run, spread over theirs, so that both meet the same neighbours; the median counts
-BUSY = 1.5  # wall time over processor time of a program with one thread, from which others had the processor too
-
-
-@dataclass(frozen=True)
-class Took:
-    """Seconds of one program: by the clock on the wall, and of all its threads on the processor."""
-
-    wall: float
-    processor: float
 
 
 @dataclass(frozen=True)
@@ -120,27 +111,20 @@ def compare(
     runs, parts, rows = [], [], []
     for share in np.array_split(np.arange(len(queries)), REPEATS):
         dtw.scores(queries, documents)  # wakes the threads and the memory, which slept while the other ran
-        ours, took = _timed(lambda: dtw.scores(queries, documents))
+        ours, took = timed(lambda: dtw.scores(queries, documents))
         runs.append(took)
         for place in share.tolist():
-            row, took = _timed(lambda query=arrays[0][place]: [theirs(query, document) for document in arrays[1]])
+            row, took = timed(lambda query=arrays[0][place]: [theirs(query, document) for document in arrays[1]])
             rows.append(row)
             parts.append(took)
     return Comparison(
         pairs=len(queries) * len(documents),
         cells=sum(map(len, queries)) * sum(map(len, documents)),
-        ours=Took(*(float(np.median([getattr(run, name) for run in runs])) for name in ("wall", "processor"))),
+        ours=typical(runs),
         theirs=Took(sum(part.wall for part in parts), sum(part.processor for part in parts)),
         gap=float(np.abs(ours.numpy() - np.array(rows)).max()),
         threads=torch.get_num_threads(),
     )
-
-
-def _timed(work: Callable[[], Any]) -> tuple[Any, Took]:
-    """What `work` gives back, and how long it took."""
-    wall, processor = time.perf_counter(), time.process_time()
-    done = work()
-    return done, Took(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def official() -> Callable[[np.ndarray, np.ndarray], float]:
