@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -20,6 +21,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from superb_lite import cli, doctor, live
+from superb_lite.plan import LR_SEARCH
 from superb_lite.results import ResultsTable
 from superb_lite.rounds import quick
 from superb_lite.types import Score, SuperbLiteError
@@ -105,13 +107,15 @@ def test_unknown_option_and_command_are_exit_code_2():
 def test_olympics_passes_its_options_on(fake_olympics, tmp_path):
     out = tmp_path / "out"
     words = "--corpus digits --upstreams random,fbank --tasks pr,ks --rounds 2 --seeds 3 --quick --device cpu".split()
-    result = run("olympics", *words, "--workers", "5", "--out", str(out))
+    words += "--workers 5 --search-lr --dask tcp://node7:8786".split()
+    result = run("olympics", *words, "--out", str(out))
     assert result.exit_code == 0, result.output
     asked = {key: value for key, value in fake_olympics.items() if key not in ("progress", "on_score")}
     assert [round.number for round in asked.pop("rounds")] == [2]
     assert asked == {
         "upstreams": ("random", "fbank"), "tasks": ("pr", "ks"), "corpus": "digits", "seeds": 3, "device": "cpu",
-        "out": out, "adjust": quick, "workers": 5,
+        "out": out, "adjust": quick, "workers": 5, "lr_factors": LR_SEARCH, "engine": "dask",
+        "address": "tcp://node7:8786",
     }  # fmt: skip
 
 
@@ -119,7 +123,18 @@ def test_olympics_defaults_leave_the_choice_to_the_library(fake_olympics, tmp_pa
     assert run("olympics", "--out", str(tmp_path)).exit_code == 0
     assert (fake_olympics["upstreams"], fake_olympics["tasks"], fake_olympics["corpus"]) == (None, None, "mini")
     assert [round.number for round in fake_olympics["rounds"]] == [1, 2]
-    assert fake_olympics["seeds"] == 1
+    assert (fake_olympics["seeds"], fake_olympics["lr_factors"], fake_olympics["engine"]) == (1, (1.0,), "local")
+
+
+def test_all_is_everyone_who_needs_no_file(fake_olympics, tmp_path):
+    from superb_lite.upstreams import list_upstreams
+
+    assert run("olympics", "--all", "--out", str(tmp_path)).exit_code == 0
+    first, *others = fake_olympics["upstreams"]
+    assert first == "fbank" and {"fbank_cmvn", "random", "tiny_hubert"} <= set(others)
+    cards = {card.name: card for card in list_upstreams()}
+    assert {first, *others} == {name for name, card in cards.items() if card.read is None}
+    assert run("olympics", "--all", "--upstreams", "fbank").exit_code == 2
 
 
 def test_olympics_shows_rows_as_they_come_then_the_table_and_the_files(fake_olympics, tmp_path):
@@ -221,6 +236,13 @@ def test_a_terminal_sees_bars_and_the_growing_table():
         assert "still fbank" in text and "4/10" in text and "50.0" in text
         screen.progress("features: fbank", 10, 10)
         assert screen.bars == {}
+        screen.progress("olympics", 50, 60)  # a run that goes on: what was there says nothing about the pace
+        assert (screen.bar.tasks[0].completed, screen.bar.tasks[0].speed) == (50, None)
+        screen.progress("olympics", 51, 60)
+        time.sleep(0.1)
+        screen.progress("olympics", 52, 60)
+        assert 0.8 <= screen.bar.tasks[0].time_remaining < 60  # eight more of a tenth of a second each
+        screen.progress("olympics", 60, 60)
         for number in range(9):
             screen.progress(f"thing {number}", 1, 2)
         assert len(screen.bars) == live.MOST_BARS and "thing 8" in screen.bars

@@ -251,5 +251,5 @@ def test_all_weights_get_a_gradient_and_dice_decide():
 
 def test_the_picture():
     shown = objective(steps=4).picture(waves(16000)[0])
-    assert {name: tuple(values.shape) for name, values in shown.items()} == {"heard": (98, 80), "scores": (4, 49)}
-    assert shown["scores"].min() == 0 and shown["scores"].max() <= 1 and (shown["scores"][3, -4:] == 0).all()
+    assert {name: tuple(values.shape) for name, values in shown.items()} == {"heard": (98, 80), "scores": (49, 4)}
+    assert shown["scores"].min() == 0 and shown["scores"].max() <= 1 and (shown["scores"][-4:, 3] == 0).all()

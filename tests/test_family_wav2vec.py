@@ -345,8 +345,8 @@ def test_the_picture():
     (wav,) = waves(16000)
     shown = objective(64).picture(wav)
     assert {name: tuple(values.shape) for name, values in shown.items()} == {
-        "heard": (98, 80), "scores": (6, 49), "codes": (2, 49),
+        "heard": (98, 80), "scores": (49, 6), "codes": (49, 2),
     }  # fmt: skip
-    assert (shown["scores"][0, -2:] == 0).all() and (shown["scores"][5, -7:] == 0).all()
-    assert 0 < shown["scores"][:, :42].min() and shown["scores"].max() < 1
+    assert (shown["scores"][-2:, 0] == 0).all() and (shown["scores"][-7:, 5] == 0).all()
+    assert 0 < shown["scores"][:42].min() and shown["scores"].max() < 1
     assert objective().picture(wav).keys() == {"heard", "scores"}

@@ -168,7 +168,7 @@ def test_the_wheel_carries_code_and_data(tmp_path):
         carried = set(archive.namelist())
     package = ROOT / "superb_lite"
     patterns = ["**/*.py", "corpora/data/*.zip", "corpora/data/*.jsonl.gz", "upstreams/weights/*.safetensors"]
-    patterns += ["upstreams/weights/*.json", "course/*.cfg", "course/*.md"]
+    patterns += ["upstreams/weights/*.json", "course/*.cfg", "course/*.md", "published/*.csv"]
     for pattern in patterns:
         wanted = {f"superb_lite/{path.relative_to(package).as_posix()}" for path in package.glob(pattern)}
         assert wanted, f"the package has no {pattern}"
@@ -307,7 +307,7 @@ def test_ci_runs_the_readme_command_and_the_course_check():
 def test_what_is_ignored_is_not_what_we_ship():
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    data = (".zip", ".gz", ".safetensors", ".cfg")
+    data = (".zip", ".gz", ".safetensors", ".cfg", ".csv")
     shipped = [path for path in (ROOT / "superb_lite").rglob("*") if path.suffix in data]
     assert shipped
     names = [str(path.relative_to(ROOT)) for path in shipped]

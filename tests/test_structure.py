@@ -19,11 +19,11 @@ PACKAGE = ROOT / "superb_lite"
 
 LEVELS = {
     "types": 0,
-    **dict.fromkeys(["audio", "files", "text", "lm", "metrics", "losses", "heads", "dtw"], 1),
-    **dict.fromkeys(["corpora", "upstreams"], 2),
+    **dict.fromkeys(["audio", "files", "text", "lm", "metrics", "losses", "heads", "dtw", "_eviction"], 1),
+    **dict.fromkeys(["corpora", "upstreams", "_shards"], 2),
     **dict.fromkeys(["features", "tasks"], 3),
     **dict.fromkeys(["batches", "probe", "results"], 4),
-    **dict.fromkeys(["rounds", "parity"], 5),
+    **dict.fromkeys(["published", "plan", "engines", "rounds", "parity"], 5),
     **dict.fromkeys(["plots", "report", "course", "doctor", "testing", "cli", "bench", "live", "pretrain"], 6),
     **dict.fromkeys(["__init__", "__main__"], 7),
 }

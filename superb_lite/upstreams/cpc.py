@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, tiny_card
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
 from superb_lite.upstreams.mockingjay import MelPairs, reading
 
@@ -207,7 +207,7 @@ class CpcObjective(nn.Module):
 
     @torch.no_grad()
     def picture(self, wav: Tensor, seed: int = 0) -> dict[str, Tensor]:
-        """wav: (samples,) -> {"heard": (frames every 10 ms, 80), "scores": (steps, frames)}.
+        """wav: (samples,) -> {"heard": (frames every 10 ms, 80), "scores": (frames every 20 ms, steps)}.
 
         "scores" is the probability that was given to the true frame, 1, 2, ... steps ahead of each; 0 where the clip
         was over.
@@ -215,8 +215,8 @@ class CpcObjective(nn.Module):
         scores = self._scores(wav[None], torch.Generator().manual_seed(seed))
         found = [score.softmax(2)[0, :, 0].cpu() for score in scores]
         longest = len(found[0]) + 1
-        rows = [nn.functional.pad(row, (0, longest - len(row))) for row in found]
-        return {"heard": spectrogram(wav), "scores": torch.stack(rows)}
+        columns = [nn.functional.pad(column, (0, longest - len(column))) for column in found]
+        return {"heard": spectrogram(wav), "scores": torch.stack(columns, dim=1)}
 
 
 def tiny_network(dim: int = 160) -> Network:
@@ -236,6 +236,11 @@ def _tiny(name: str, network: Network, revision: str) -> Cpc:
 PRETEXTS = {"tiny_cpc": Pretext("CPC: tell the future from other moments", tiny_network, CpcObjective, _tiny)}
 
 CARDS = (
+    tiny_card(
+        "tiny_cpc", PRETEXTS["tiny_cpc"], control="random_gru", family="cpc", input="waveform",
+        method="F-C", parameters=464_320, layers=3, dim=160, stride=320,
+        notes="tells the future from other moments (arXiv:1807.03748)",
+    ),
     Card(
         name="modified_cpc", family="cpc", method="F-C", input="waveform", corpus="LL 60k hr", parameters=1_843_456,
         layers=2, dim=256, stride=160, licence="MIT", source="Libri-Light", read=read_cpc,

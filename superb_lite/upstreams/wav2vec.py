@@ -359,8 +359,8 @@ class Wav2VecObjective(nn.Module):
 
     @torch.no_grad()
     def picture(self, wav: Tensor, seed: int = 0) -> dict[str, Tensor]:
-        """wav: (samples,) -> {"heard": (frames every 10 ms, 80), "scores": (steps, frames)}; with code books also
-        "codes": (groups, frames), the numbers of those chosen.
+        """wav: (samples,) -> {"heard": (frames every 10 ms, 80), "scores": (frames every 20 ms, steps)}; with code books
+        also "codes": (frames every 20 ms, groups), the numbers of those chosen.
 
         "scores" is the probability, from 0 to 1, that a true frame is taken for true; 0 where the clip was over.
         """
@@ -368,10 +368,10 @@ class Wav2VecObjective(nn.Module):
         heard, _ = self._heard(wav[None], generator)
         found = [score[0, :, 0].sigmoid().cpu() for score in self._scores(heard, generator)]
         z, _ = self.network.extractor(wav[None], None)
-        rows = [nn.functional.pad(row, (0, z.shape[2] - len(row))) for row in found]
-        shown = {"heard": spectrogram(wav), "scores": torch.stack(rows)}
+        columns = [nn.functional.pad(column, (0, z.shape[2] - len(column))) for column in found]
+        shown = {"heard": spectrogram(wav), "scores": torch.stack(columns, dim=1)}
         if self.network.quantizer is not None:
-            shown["codes"] = self.network.quantizer.choose(z)[0].T.cpu()
+            shown["codes"] = self.network.quantizer.choose(z)[0].cpu()
         return shown
 
 
