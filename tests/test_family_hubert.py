@@ -13,7 +13,7 @@ from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings
 from superb_lite.upstreams._pretext import load_tiny
 
-CARDS = {card.name: card for card in hubert.CARDS}
+CARDS = {card.name: card for card in hubert.CARDS if card.read is not None}
 READ = {False: hubert.read_hubert_base, True: hubert.read_hubert_large}
 
 

@@ -12,7 +12,7 @@ from superb_lite.upstreams import wavlm
 from superb_lite.upstreams._fairseq import Settings
 from superb_lite.upstreams._pretext import load_tiny
 
-CARDS = {card.name: card for card in wavlm.CARDS}
+CARDS = {card.name: card for card in wavlm.CARDS if card.read is not None}
 READ = {False: wavlm.read_wavlm_base, True: wavlm.read_wavlm_large}
 
 

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS, Settings, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext, control_card
+from superb_lite.upstreams._pretext import Pretext, control_card, tiny_card
 from superb_lite.upstreams._published import load_published, part, read_checkpoint
 from superb_lite.upstreams.fbank import cmvn
 
@@ -303,6 +303,11 @@ CARDS = (
     control_card(
         "random_gru", PRETEXTS["tiny_apc"], **SIZE, input="FBANK", parameters=524_208,
         notes="the control of the recurrent families: three untrained recurrent layers over log-mel",
+    ),
+    tiny_card(
+        "tiny_apc", PRETEXTS["tiny_apc"], control="random_gru", family="apc", input="FBANK",
+        method="F-G", parameters=524_208, layers=3, dim=176, stride=160,
+        notes="guesses the frame 50 ms ahead (arXiv:1904.03240)",
     ),
     _card(
         name="apc", method="F-G", parameters=4_105_296, read=read_apc, source="arXiv:1904.03240, weights by s3prl",
