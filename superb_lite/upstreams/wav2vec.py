@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext, control_card
+from superb_lite.upstreams._pretext import Pretext, control_card, tiny_card
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams.cpc import compare, others, spectrogram
 from superb_lite.upstreams.mockingjay import MelPairs, reading
@@ -359,8 +359,9 @@ class Wav2VecObjective(nn.Module):
 
     @torch.no_grad()
     def picture(self, wav: Tensor, seed: int = 0) -> dict[str, Tensor]:
-        """wav: (samples,) -> {"heard": (frames every 10 ms, 80), "scores": (frames every 20 ms, steps)}; with code books
-        also "codes": (frames every 20 ms, groups), the numbers of those chosen.
+        """wav: (samples,) -> {"heard": (frames every 10 ms, 80), "scores": (frames every 20 ms, steps)}.
+
+        With code books also "codes": (frames every 20 ms, groups), the numbers of those chosen.
 
         "scores" is the probability, from 0 to 1, that a true frame is taken for true; 0 where the clip was over.
         """
@@ -419,6 +420,11 @@ CARDS = (
         stride=320,
         notes="the control of the convolutional families: untrained layers over log-mel",
     ),
+    tiny_card(
+        "tiny_wav2vec", PRETEXTS["tiny_wav2vec"], control="random_conv", family="wav2vec", input="waveform",
+        method="F-C", parameters=547_328, layers=6, dim=128, stride=320,
+        notes="tells true futures from false ones (arXiv:1904.05862)",
+    ),
     _card("wav2vec", "F-C", 32_537_088, "wav2vec_large.pt", "tells true futures from false ones (arXiv:1904.05862)"),
     _card("vq_wav2vec", "F-C + VQ", 34_145_408, "vq-wav2vec.pt", "the same over Gumbel's codes (arXiv:1910.05453)"),
-)
+)  # fmt: skip
