@@ -89,6 +89,7 @@ class Codebook(nn.Module):
         super().__init__()
         self.dim, self.temperature = dim, temperature
         self.vq_logits = nn.Linear(dim, codes)
+        nn.init.normal_(self.vq_logits.weight)  # scores far apart, or the dice decide and nothing is learned
         self.codebook_CxE = nn.Linear(codes, dim, bias=False)  # code n is column n of its weight
 
     def forward(self, x: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:

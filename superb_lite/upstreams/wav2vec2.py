@@ -43,8 +43,11 @@ class Quantizer(nn.Module):
     def __init__(self, dim: int, size: int, groups: int = 2, entries: int = 320):
         super().__init__()
         self.groups, self.entries = groups, entries
-        self.codes = nn.Parameter(torch.rand(1, groups * entries, size // groups))
+        # signs matter: vectors that all point the same way are hard to tell apart by their cosines
+        self.codes = nn.Parameter(2 * torch.rand(1, groups * entries, size // groups) - 1)
         self.score = nn.Linear(dim, groups * entries)
+        nn.init.normal_(self.score.weight)  # scores far apart, or the noise decides and nothing can be guessed
+        nn.init.zeros_(self.score.bias)
 
     def forward(self, x: Tensor, temperature: float, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """x: (n, dim) -> quantised frames (n, size), and how much each entry is used on average (groups, entries).
@@ -117,7 +120,7 @@ class Contrast(nn.Module):
 
     def __init__(
         self, network: nn.Module, *, distractors: int = 100, span: int = 10, start_rate: float = 0.065,
-        kappa: float = 0.1, alpha: float = 0.1, warm: float = 2.0, cold: float = 0.5, cooling: float = 0.9998,
+        kappa: float = 0.1, alpha: float = 0.1, warm: float = 2.0, cold: float = 0.5, cooling: float = 0.9993,
     ):  # fmt: skip
         super().__init__()
         self.network, self.distractors, self.span, self.start_rate = network, distractors, span, start_rate
