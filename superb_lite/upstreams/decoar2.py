@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams._fairseq import rename, weights_of
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, tiny_card
 from superb_lite.upstreams._published import part, read_checkpoint
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, project, spans
 from superb_lite.upstreams.apc import BANDS, Codebook, clean_mels, filled, looking, quantise
@@ -151,6 +151,11 @@ PRETEXTS = {
 }
 
 CARDS = (
+    tiny_card(
+        "tiny_decoar2", PRETEXTS["tiny_decoar2"], control="random", family="decoar2", input="FBANK",
+        method="M-G + VQ", parameters=572_448, layers=4, dim=128, stride=320,
+        notes="rebuilds hidden spans from codes (arXiv:2012.06659)",
+    ),
     Card(
         name="decoar2", family="decoar2", method="M-G + VQ", input="FBANK", corpus="LS 960 hr", parameters=89_837_696,
         layers=13, dim=768, stride=320, licence="Apache-2.0", source="arXiv:2012.06659", read=read_decoar2,

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, CheckpointRefused
 from superb_lite.upstreams import hubert
 from superb_lite.upstreams._fairseq import Settings, build, rename, weights_of
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, tiny_card
 from superb_lite.upstreams._published import part, read_checkpoint, settings
 from superb_lite.upstreams._transformer import SpeechTransformer, blocks, heard_and_hidden, project, spans
 
@@ -238,6 +238,11 @@ PRETEXTS = {
 }
 
 CARDS = (
+    tiny_card(
+        "tiny_wav2vec2", PRETEXTS["tiny_wav2vec2"], control="random", family="wav2vec2", input="waveform",
+        method="M-C + VQ", parameters=654_048, layers=5, dim=128, stride=320,
+        notes="finds the code of a hidden frame among others (arXiv:2006.11477)",
+    ),
     _published("wav2vec2_base", "LS 960 hr", 95_044_608, 13, 768, read_wav2vec2_base, "wav2vec_small.pt"),
     _published(
         "wav2vec2_large", "LL 60k hr", 317_390_592, 25, 1024, read_wav2vec2_large, "wav2vec_vox_new.pt",
