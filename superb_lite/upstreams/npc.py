@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from superb_lite.types import Card, Hidden
 from superb_lite.upstreams._fairseq import MOST_LAYERS
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, tiny_card
 from superb_lite.upstreams.apc import (
     BANDS,
     PLACE,
@@ -175,6 +175,11 @@ def read_npc(path: str | Path) -> Npc:
 PRETEXTS = {"tiny_npc": Pretext("NPC: fill the gap from what is around it", tiny_network, NpcObjective, Npc)}
 
 CARDS = (
+    tiny_card(
+        "tiny_npc", PRETEXTS["tiny_npc"], control="random_conv", family="npc", input="FBANK",
+        method="M-G + VQ", parameters=624_592, layers=5, dim=128, stride=160,
+        notes="fills a gap of five frames from its surroundings (arXiv:2011.00406)",
+    ),
     Card(
         name="npc", family="npc", method="M-G + VQ", input="FBANK", corpus="LS 360 hr", parameters=19_380_560, layers=9,
         dim=512, stride=160, licence="none stated for the weights (toolkit: Apache-2.0)", read=read_npc,
