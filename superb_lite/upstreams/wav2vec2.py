@@ -243,6 +243,11 @@ CARDS = (
         method="M-C + VQ", parameters=654_048, layers=5, dim=128, stride=320,
         notes="finds the code of a hidden frame among others (arXiv:2006.11477)",
     ),
+    tiny_card(
+        "tiny_wav2vec2_large", PRETEXTS["tiny_wav2vec2_large"], control="random", family="wav2vec2", input="waveform",
+        method="M-C + VQ", parameters=686_400, layers=9, dim=96, stride=320,
+        notes="large in shape only: deep, narrow, pre-norm",
+    ),
     _published("wav2vec2_base", "LS 960 hr", 95_044_608, 13, 768, read_wav2vec2_base, "wav2vec_small.pt"),
     _published(
         "wav2vec2_large", "LL 60k hr", 317_390_592, 25, 1024, read_wav2vec2_large, "wav2vec_vox_new.pt",
