@@ -425,6 +425,11 @@ CARDS = (
         method="F-C", parameters=547_328, layers=6, dim=128, stride=320,
         notes="tells true futures from false ones (arXiv:1904.05862)",
     ),
+    tiny_card(
+        "tiny_vq_wav2vec", PRETEXTS["tiny_vq_wav2vec"], control="random_conv", family="wav2vec", input="waveform",
+        method="F-C + VQ", parameters=506_368, layers=5, dim=128, stride=320,
+        notes="the same over Gumbel's codes (arXiv:1910.05453)",
+    ),
     _card("wav2vec", "F-C", 32_537_088, "wav2vec_large.pt", "tells true futures from false ones (arXiv:1904.05862)"),
     _card("vq_wav2vec", "F-C + VQ", 34_145_408, "vq-wav2vec.pt", "the same over Gumbel's codes (arXiv:1910.05453)"),
 )  # fmt: skip
