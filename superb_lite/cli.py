@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from superb_lite.bench.cli import app as bench
+
 if TYPE_CHECKING:
 
     from superb_lite.rounds import Round
@@ -131,13 +133,22 @@ def olympics(
     upstreams: Annotated[
         str | None, typer.Option(help="Contestants  [default: fbank,random,tiny_hubert]")
     ] = None,
+    everyone: Annotated[
+        bool, typer.Option("--all", help="All contestants that are in the package; published ones must be named.")
+    ] = False,
     tasks: Annotated[str | None, typer.Option(help="Events, such as ks,pr  [default: all the corpus has]")] = None,
     rounds: Annotated[str, typer.Option(help="1 is the last layer only, 2 the weighted sum of all.")] = "1,2",
     seeds: Annotated[int, typer.Option(min=1, help="Train each head so many times; shows mean and spread.")] = 1,
+    search_lr: Annotated[
+        bool, typer.Option("--search-lr", help="Try five learning rates per upstream, task and round, on dev.")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A fifth of the steps: a first look, not a result.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Heads to train at the same time  [default: one per core; 1 on a GPU]")
+    ] = None,
+    dask: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help="Train on the Dask cluster there, as in tcp://node7:8786.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for results.jsonl and table.csv, .png, .html.")] = Path(
         "superb_lite_results"
@@ -153,33 +164,42 @@ def olympics(
       superb-lite olympics
       superb-lite olympics --quick
       superb-lite olympics --upstreams tiny_hubert,random --tasks ks --seeds 3
+      superb-lite olympics --all --search-lr --seeds 3
       superb-lite olympics --corpus digits --from free-spoken-digit-dataset.tar.gz
     """
+    if everyone and upstreams is not None:
+        raise typer.BadParameter("--all and --upstreams exclude each other; name them all, or use --all alone")
     entered = {"upstreams": split_list(upstreams), "tasks": split_list(tasks), "rounds": find_rounds(rounds)}
     check_names(corpus, entered["upstreams"], entered["tasks"])
-    check_device(device)
+    if dask is None:
+        check_device(device)
     if from_path is not None:
         take_corpus(corpus, from_path)
 
     from rich.console import Console
 
     from superb_lite import rounds as games
+    from superb_lite.live import Screen
+    from superb_lite.plan import LR_SEARCH
     from superb_lite.report import terminal, write_report
 
     started, console = time.perf_counter(), Console()
-    from superb_lite.live import Screen
-
+    if everyone:
+        entered["upstreams"] = games.all_upstreams()
     with Screen(console) as screen:
         table = games.olympics(
             **entered,
             corpus=corpus,
             seeds=seeds,
+            lr_factors=LR_SEARCH if search_lr else (1.0,),
             device=device,
             out=out,
             progress=screen.progress,
             on_score=screen.score,
             adjust=games.quick if quick else None,
             workers=usual_workers(device) if workers is None else workers,
+            engine="local" if dask is None else "dask",
+            address=dask,
         )
     console.print(terminal(table))
     written = write_report(table, out)
@@ -355,38 +375,7 @@ def pretrain(
 
 # ---------------------------------------------------------------------------------------------- bench
 
-bench = typer.Typer(
-    help="Measure: how fast is it, and is it still right?",
-    no_args_is_help=True,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
 app.add_typer(bench, name="bench")
-
-
-@bench.command("qbe")
-def bench_qbe(
-    corpus: Annotated[str, typer.Option(help="mini, digits, or generated: random walks.")] = "mini",
-    upstream: Annotated[str, typer.Option(help="Whose last layer is aligned.")] = "tiny_hubert",
-    queries: Annotated[int, typer.Option(min=1, help="Of the test split; --documents likewise.")] = 90,
-    documents: Annotated[int, typer.Option(min=1)] = 90,
-) -> None:
-    """Query by example: our alignment against dtw-python's.
-
-    The same pairs in one run. Fails if two scores of a pair differ by more than 1e-6. Needs dtw-python.
-
-    \b
-    Example:
-      superb-lite bench qbe --queries 50 --documents 100
-    """
-    from rich.console import Console
-
-    from superb_lite.bench import qbe
-    from superb_lite.live import Screen
-
-    with Screen(Console()) as screen:
-        found = qbe(corpus, upstream, queries=queries, documents=documents, progress=screen.progress)
-    typer.echo(str(found))
 
 
 # --------------------------------------------------------------------------------------------- course

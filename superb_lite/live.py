@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MOST_BARS = 3  # work within work: an upstream, its features, a head
+PACE_SEC = 3600.0  # time left is told from the pace of the last hour: heads take seconds or minutes
 
 
 class Screen:
@@ -25,7 +26,7 @@ class Screen:
         self.console, self.scores, self.bars = console, [], {}
         self.rows: Any = ""
         self.told: set[str] = set()
-        self.bar = Progress(*columns, console=console)
+        self.bar = Progress(*columns, console=console, speed_estimate_period=PACE_SEC)
         self.live = Live(console=console, transient=True, refresh_per_second=4, get_renderable=self.picture)
 
     def __enter__(self) -> Screen:
@@ -57,7 +58,8 @@ class Screen:
         if thing not in self.bars:
             for stale in list(self.bars)[: max(0, len(self.bars) - MOST_BARS + 1)]:
                 self.bar.remove_task(self.bars.pop(stale))
-            self.bars[thing] = self.bar.add_task(what, total=total)
+            # what was there before (a run that goes on) says nothing about the pace
+            self.bars[thing] = self.bar.add_task(what, total=total, completed=done)
         self.bar.update(self.bars[thing], completed=done, total=total, description=what)
         if done >= total:
             self.bar.remove_task(self.bars.pop(thing))

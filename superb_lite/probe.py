@@ -128,11 +128,9 @@ def fit(
     train, dev = view.load("train", fold), view.load("dev", fold)
     for split in (train, dev):
         check_labels(task, split, upstream.stride)
-    # A mean cannot be cropped: a recipe that crops clips of this corpus trains on frames.
-    cropped = recipe.crop_sec is not None and any(clip.seconds > recipe.crop_sec for clip in train.clips)
     load = functools.partial(
-        States.load, pooled=task.pooled and not cropped, upstream=upstream, layers=layers, store=store, device=device,
-        progress=progress,
+        States.load, pooled=not sees_frames(task, recipe, train), upstream=upstream, layers=layers, store=store,
+        device=device, progress=progress,
     )  # fmt: skip
     data, dev_data = (None if task.compare else load(train)), load(dev)
     start = time.perf_counter()
@@ -224,6 +222,12 @@ def _primary(task: Task, predictions: Mapping[Any, Any], split: Split) -> float:
     if key not in scores:
         raise ContractBroken(f"task {task.key!r} scored {sorted(scores)} but has the metrics {key} and so on")
     return scores[key]
+
+
+def sees_frames(task: Task, recipe: Recipe, train: Split) -> bool:
+    """Does the head train on frames? An affine head does on means, but a mean cannot be cropped as `recipe` may ask."""
+    cropped = recipe.crop_sec is not None and any(clip.seconds > recipe.crop_sec for clip in train.clips)
+    return cropped or not task.pooled
 
 
 def check_labels(task: Task, split: Split, stride: int) -> None:

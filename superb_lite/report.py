@@ -18,6 +18,7 @@ from string import Template
 from typing import TYPE_CHECKING
 
 from superb_lite.files import write_atomically
+from superb_lite.plan import searched
 from superb_lite.plots import PAPER, View, colours, rounds_of, table_heatmap, view
 from superb_lite.types import Score, SuperbLiteError
 
@@ -31,7 +32,7 @@ MARK = "■"  # goes with the colour black, for eyes, screens and files that hav
 MOST_COLUMNS = 5  # tasks across in a terminal of 80 characters
 
 
-def write_report(table: ResultsTable, out: str | Path, *, reference: str = "fbank") -> tuple[Path, ...]:
+def write_report(table: ResultsTable, out: str | Path, *, reference: str | None = None) -> tuple[Path, ...]:
     """Write ``table.csv``, ``table.png`` and ``table.html`` into the folder `out`, each whole or not at all.
 
     Returns their paths. Raises SuperbLiteError if the table is empty or a file cannot be written.
@@ -53,7 +54,7 @@ def write_report(table: ResultsTable, out: str | Path, *, reference: str = "fban
 # --------------------------------------------------------------------------------- what is comparable
 
 
-def caveats(table: ResultsTable, *, reference: str = "fbank") -> list[str]:
+def caveats(table: ResultsTable, *, reference: str | None = None) -> list[str]:
     """What in this table must not be compared, or not without a word: one sentence each, none if all is fair.
 
     Columns whose numbers were measured on different data, weights of different revisions under one name, heads
@@ -61,12 +62,13 @@ def caveats(table: ResultsTable, *, reference: str = "fbank") -> list[str]:
 
     Example: ``caveats(ResultsTable(ResultsFile("results.jsonl").rows()))``; used in notebook 16.
     """
+    reference = table.reference if reference is None else reference
     scores = [score for score in table.scores if score.split == "test"]
     found = [
         *_mixed(scores, "column", _column, "corpora", lambda score: score.corpus),
         *_mixed(scores, "column", _fold, "versions of the data", lambda score: f"{score.corpus} {score.data_hash}"),
         *_mixed(scores, "upstream", _upstream, "revisions of the weights", lambda score: score.revision),
-        *_mixed(scores, "column", _column, "recipes", lambda score: f"{score.recipe}, lr {score.lr:g}"),
+        *_mixed(scores, "column", _column, "recipes", _recipe),
         *_mixed(scores, "column", _column, "versions of superb_lite", lambda score: score.version),
     ]
     if any(score.recipe.startswith("quick ") for score in scores):
@@ -82,6 +84,10 @@ def _column(score: Score) -> str:
 
 def _fold(score: Score) -> str:
     return _column(score) + (f", fold {score.fold + 1}" if score.fold else "")
+
+
+def _recipe(score: Score) -> str:
+    return score.recipe if searched(score) else f"{score.recipe}, lr {score.lr:g}"
 
 
 def _upstream(score: Score) -> str:
@@ -120,7 +126,7 @@ def _holes(table: ResultsTable, round: int, reference: str) -> list[str]:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def to_wide(table: ResultsTable, *, reference: str = "fbank") -> pandas.DataFrame:
+def to_wide(table: ResultsTable, *, reference: str | None = None) -> pandas.DataFrame:
     """A row per round and upstream; per column of the table its mean, spread, number of seeds, and black or not.
 
     Columns are named ``ks_acc``, ``ks_acc_spread``, ``ks_acc_seeds``, ``ks_acc_black``.
@@ -142,7 +148,7 @@ def to_wide(table: ResultsTable, *, reference: str = "fbank") -> pandas.DataFram
     return pandas.DataFrame(rows).round(4)
 
 
-def picture(table: ResultsTable, *, reference: str = "fbank") -> bytes:
+def picture(table: ResultsTable, *, reference: str | None = None) -> bytes:
     """The table as a PNG: the rounds below each other. Works without a screen and leaves pyplot alone."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -164,7 +170,7 @@ def picture(table: ResultsTable, *, reference: str = "fbank") -> bytes:
     return packet.getvalue()
 
 
-def alt_text(table: ResultsTable, *, reference: str = "fbank") -> str:
+def alt_text(table: ResultsTable, *, reference: str | None = None) -> str:
     """The picture in words: how many cells are black, and who is first in each column of the last round."""
     sentences = []
     for number in rounds_of(table):
@@ -262,8 +268,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
 )
 
 
-def page(table: ResultsTable, png: bytes, *, reference: str = "fbank") -> str:
+def page(table: ResultsTable, png: bytes, *, reference: str | None = None) -> str:
     """The table as one web page that needs nothing else: style, script and picture are inside."""
+    reference = table.reference if reference is None else reference
     rounds, notes = rounds_of(table), caveats(table, reference=reference)
     warning = ""
     if notes:
@@ -352,7 +359,7 @@ def _html_origins(scores: Iterable[Score]) -> str:
 # ------------------------------------------------------------------------------------------- terminal
 
 
-def terminal(table: ResultsTable, *, reference: str = "fbank", final: bool = True) -> RenderableType:
+def terminal(table: ResultsTable, *, reference: str | None = None, final: bool = True) -> RenderableType:
     """The table for a terminal (something that ``rich`` prints): one block per round, then what is not comparable.
 
     Black cells are white on black and carry a mark, so that they show without colours and on black screens.

@@ -7,13 +7,16 @@ Taught in notebooks 14 (round one) to 16 (against Fbank).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, fields
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 from superb_lite.tasks import get_task
 from superb_lite.types import Metric, ResultsBroken, Score, Task, UnknownName
@@ -66,6 +69,28 @@ class ResultsFile:
                 f"cannot write to {self.path}: {error.strerror}; the rows already in it are untouched. "
                 "Free some space or choose another folder, and run again: finished rows are not computed twice"
             ) from error
+
+    @contextlib.contextmanager
+    def reserved(self) -> Iterator[None]:
+        """Inside the block no other process that reserves the file may write to it; ends with the process if killed.
+
+        Raises ResultsBroken if another one has it, or if the folder cannot be written.
+        """
+        lock = FileLock(self.path.with_name(f".{self.path.stem}.lock"), timeout=0)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise ResultsBroken(
+                f"another run is writing to {self.path}; wait for its end, or choose another folder for this one"
+            ) from None
+        except OSError as error:
+            where = self.path.parent
+            raise ResultsBroken(f"cannot write to {where}: {error.strerror}; choose another folder") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def rows(self) -> list[Score]:
         """All rows in the order they were written; an empty list if there is no file.
@@ -151,14 +176,14 @@ class ResultsTable:
     """Rows of results, and the views of them that people read.
 
     `tasks` are needed only for tasks that are not in the registry (your own): they say in which direction
-    a metric is better.
+    a metric is better. `reference` is the upstream below which a cell is black, unless a caller names another.
 
     >>> table = ResultsTable(ResultsFile("results.jsonl").rows())  # doctest: +SKIP
     >>> table.pivot(2)                                             # doctest: +SKIP
     """
 
-    def __init__(self, scores: Iterable[Score], tasks: Iterable[Task] = ()) -> None:
-        self.scores = tuple(scores)
+    def __init__(self, scores: Iterable[Score], tasks: Iterable[Task] = (), *, reference: str = "fbank") -> None:
+        self.scores, self.reference = tuple(scores), reference
         self._tasks = {task.key: task for task in tasks}
 
     def __repr__(self) -> str:
@@ -209,11 +234,13 @@ class ResultsTable:
             table.loc[row, column] = {"mean": values.mean(), "spread": values.std(), "seeds": len(values)}[stat]
         return table
 
-    def black(self, reference: str = "fbank", *, round: int | None = None) -> pandas.DataFrame:
+    def black(self, reference: str | None = None, *, round: int | None = None) -> pandas.DataFrame:
         """True where the mean score is worse than that of `reference` in the same round: the black cells.
 
-        Same shape as `pivot`. A missing score is not black; without the reference nothing is.
+        Same shape as `pivot`. A missing score is not black; without the reference nothing is. The reference is that
+        of the table unless given.
         """
+        reference = self.reference if reference is None else reference
         means = self.pivot(round)
         result = means.notna() & False
         for row in means.index:
@@ -264,7 +291,7 @@ class ResultsTable:
         return cells
 
     def _repr_html_(self) -> str:
-        """Small tables for a notebook, one per round; cells worse than Fbank are black."""
+        """Small tables for a notebook, one per round; cells worse than the reference are black."""
         rounds = sorted({score.round for score in self._counting(None)})
         return "".join(self._html(number) for number in rounds) if rounds else "<p>no results yet</p>"
 

@@ -8,57 +8,25 @@ Taught in notebooks 14 (round one) and 15 (round two).
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import hashlib
-import os
-import threading
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import torch
-
-import superb_lite
+from superb_lite.engines import Here, Outcome, open_engine
 from superb_lite.features import FeatureStore
-from superb_lite.probe import check_labels, evaluate, fit
+from superb_lite.plan import Adjust, Cell, Entry, Job, choose_rate, origin, plan_cells, plan_events
 from superb_lite.results import ResultsFile, ResultsTable
 from superb_lite.tasks import get_task, list_tasks
-from superb_lite.types import (
-    Clip,
-    Corpus,
-    Layers,
-    Progress,
-    Recipe,
-    Score,
-    SuperbLiteError,
-    Task,
-    UnknownName,
-    Upstream,
-)
-from superb_lite.upstreams import check_name, load_upstream
+from superb_lite.types import Progress, Recipe, Round, Score, SuperbLiteError, Task, UnknownName, Upstream
+from superb_lite.upstreams import check_name, list_upstreams
 
 DEFAULT_UPSTREAMS = ("fbank", "random", "tiny_hubert")
 RESULTS = "results.jsonl"
 
-Adjust = Callable[[Task, Recipe], Recipe]
 OnScore = Callable[[Score], None]
-
-
-@dataclass(frozen=True)
-class Round:
-    """The rules of one round, as data. `reference` is the upstream below which a cell is black."""
-
-    number: int
-    name: str
-    title: str
-    layers: Layers
-    reference: str = "fbank"
-    frozen: bool = True
-
 
 ROUND_1 = Round(1, "round 1", "hands tied: the last layer", "last")
 ROUND_2 = Round(2, "round 2", "one rope loosened: a weighted sum of all layers", "sum")
@@ -82,111 +50,10 @@ def quick(task: Task, recipe: Recipe) -> Recipe:
     return replace(recipe, name="quick", steps=steps, eval_every=max(1, steps // 2))
 
 
-# ------------------------------------------------------------------------------------------------- plan
-
-
-@dataclass(frozen=True)
-class Event:
-    """A task on a fold of a corpus, with everything that all upstreams share: data, labels checked, recipe."""
-
-    task: Task  # its `corpora` has only this corpus, and loads each split once
-    corpus: str
-    fold: int
-    recipe: Recipe
-    data_hash: str
-    clips: tuple[Clip, ...]
-    test_clips: int
-    by_key: bool  # is the task one that another process finds under the same key?
-
-
-@dataclass(frozen=True)
-class Job:
-    """One head to train: the rounds it counts for are more than one when there is only one layer to see."""
-
-    event: Event
-    seed: int
-    rounds: tuple[Round, ...]
-
-
-def plan_events(tasks: Iterable[str | Task], corpus: str, adjust: Adjust | None = None) -> list[Event]:
-    """Load and check the data of all tasks, the quick ones first, so that the table starts to fill at once.
-
-    Raises:
-        UnknownName, CorpusMissing, LabelMissing: before anything is computed.
-    """
-    events = []
-    for task in map(get_task, tasks):
-        view = task.corpus(corpus)
-        recipe = view.recipe if adjust is None else adjust(task, view.recipe)
-        once = replace(task, corpora={corpus: Corpus(functools.cache(view.load), recipe)})
-        for fold in range(task.folds):
-            splits = [once.corpora[corpus].load(name, fold) for name in ("train", "dev", "test")]
-            for split in splits:
-                check_labels(task, split, stride=320)
-            digest = hashlib.sha256("|".join(split.data_hash for split in splits).encode()).hexdigest()[:12]
-            clips = tuple(clip for split in splits for clip in split.clips)
-            by_key = task.key in list_tasks() and get_task(task.key) is task
-            events.append(Event(once, corpus, fold, recipe, digest, clips, len(splits[-1]), by_key))
-    return sorted(events, key=_effort)
-
-
-def _effort(event: Event) -> float:
-    """What an event costs, roughly: seconds of audio to extract and, unless the head sees only means, to train on."""
-    extract = sum(clip.seconds for clip in event.clips)
-    if event.task.pooled:
-        return extract
-    if event.task.compare is not None:
-        return 10 * extract
-    typical = extract / len(event.clips)
-    return 10 * extract + event.recipe.steps * event.recipe.accumulate * event.recipe.batch * typical
-
-
-def plan_jobs(upstream: Upstream, events: Sequence[Event], rounds: Sequence[Round], seeds: Sequence[int]) -> list[Job]:
-    """The heads to train for one upstream, in order. With one layer, last layer and weighted sum are the same head."""
-    groups = [tuple(rounds)] if upstream.layers == 1 else [(round,) for round in rounds]
-    return [Job(event, seed, group) for event in events for seed in seeds for group in groups]
-
-
-def recipe_name(recipe: Recipe) -> str:
-    """The recipe as it stands in a row: name, steps and batch, so that a changed recipe is another row."""
-    return f"{recipe.name} {recipe.steps}x{recipe.batch}"
-
-
-def blank_scores(job: Job, upstream: Upstream, device: str) -> Iterator[Score]:
-    """The rows that a job will fill, one per round and metric, with everything but the outcome."""
-    for round in job.rounds:
-        for metric in job.event.task.metrics:
-            yield Score(
-                corpus=job.event.corpus,
-                task=job.event.task.key,
-                metric=metric.key,
-                value=float("nan"),
-                upstream=upstream.name,
-                revision=upstream.revision,
-                round=round.number,
-                seed=job.seed,
-                split="test",
-                fold=job.event.fold,
-                lr=job.event.recipe.lr,
-                recipe=recipe_name(job.event.recipe),
-                clips=job.event.test_clips,
-                layer_weights=(),
-                seconds=0.0,
-                version=superb_lite.__version__,
-                data_hash=job.event.data_hash,
-                device=device,
-            )
-
-
-def origin(score: Score) -> tuple[object, ...]:
-    """What makes two rows the same result: all that decides the value, and nothing else."""
-    return (
-        score.corpus, score.task, score.metric, score.upstream, score.revision, score.round, score.seed, score.split,
-        score.fold, score.lr, score.recipe, score.data_hash,
-    )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------------- run
+def all_upstreams() -> tuple[str, ...]:
+    """Everyone who needs no file: the tiny ones, the controls, the classic features. Fbank, the reference, first."""
+    names = [card.name for card in list_upstreams() if card.build is not None]
+    return tuple(sorted(names, key=lambda name: (name != "fbank", name)))
 
 
 def olympics(
@@ -196,6 +63,7 @@ def olympics(
     *,
     corpus: str = "mini",
     seeds: int | Sequence[int] = 1,
+    lr_factors: Sequence[float] = (1.0,),
     device: str = "cpu",
     out: str | Path = "superb_lite_results",
     store: FeatureStore | None = None,
@@ -203,184 +71,147 @@ def olympics(
     on_score: OnScore | None = None,
     adjust: Adjust | None = None,
     workers: int = 1,
+    engine: str = "local",
+    address: Any = None,
 ) -> ResultsTable:
     """Run the competition. Every row is on the disk at once; run it again after a kill and it goes on.
 
     Args:
         upstreams, tasks: keys or objects; the usual three and all tasks that the corpus has unless given
         seeds: how many (0, 1, ...), or which
+        lr_factors: what the recipe's learning rate is multiplied by. With more than one, as in `plan.LR_SEARCH`, every
+            upstream gets the rate that suits it in a task and a round: each is tried with the first seed, and the best
+            on dev (primary metric, mean over folds) is used for all seeds and folds. Only its heads get test rows;
+            rows of the others are about dev. SUPERB allows no other setting to be tuned
         out: folder of ``results.jsonl``; rows in it of the same origin are not computed again
-        progress: called as (what, done, all): ``"olympics"`` counts cells of the table (per seed and fold),
-            other names what is being done for the next one
+        progress: called as (what, done, all): ``"olympics"`` counts heads, other names what is being done for the next
         on_score: called with every row of the table when it is known, also with those that were there before
         adjust: changes recipes, as `quick` does
         workers: heads to train at the same time, each in a process and one thread of its own. The table is the same.
             What is not given by its key is trained in this process
+        engine: ``"local"``, or ``"dask"``: heads are trained by the workers of the Dask cluster whose scheduler listens
+            at `address`, each in a feature store of its own. The table is the same again
 
     Raises:
-        SuperbLiteError: round 3 is asked for (other rounds need no fine-tuning), or a worker was killed.
+        SuperbLiteError: round 3 is asked for (other rounds need no fine-tuning), workers were killed, or the cluster
+            does not answer.
         UnknownName, CorpusMissing, LabelMissing: before anything is computed.
-        ResultsBroken: results.jsonl cannot be read or written; rows in it are untouched.
+        ResultsBroken: results.jsonl cannot be read or written, or another run is writing it; its rows are untouched.
 
     >>> olympics(["fbank", "tiny_hubert"], ["ks"], seeds=3)  # doctest: +SKIP
     """
-    chosen = [get_round(round) for round in rounds]
-    for round in chosen:
-        if not round.frozen:
-            raise SuperbLiteError(
-                f"{round.name} ({round.title}) cannot be run: this version keeps every upstream frozen; "
-                "ask for rounds 1 and 2"
-            )
+    chosen = [_playable(round) for round in rounds]
     if tasks is None:
         tasks = [key for key in list_tasks() if corpus in get_task(key).corpora]
-    events = plan_events(tasks, corpus, adjust)
     contestants = DEFAULT_UPSTREAMS if upstreams is None else tuple(upstreams)
     for name in contestants:
         if isinstance(name, str):
-            check_name(name)  # an unknown name must not show up after hours
+            check_name(name)
+    if not lr_factors or min(lr_factors) <= 0:
+        raise SuperbLiteError(f"lr_factors is {lr_factors!r}, expected positive numbers such as (0.1, 1, 10)")
+    events = plan_events(tasks, corpus, adjust)
+    entries = [Entry.of(source) for source in contestants]  # one without weights must not show up after hours
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
-    file = ResultsFile(Path(out) / RESULTS)
-    games = _Games(file, FeatureStore() if store is None else store, device, progress, on_score)
-    games.total = len(contestants) * len(events) * len(numbers) * len(chosen)
-    with _pool(workers) as pool:
-        for name in contestants:
-            upstream = load_upstream(name)  # one at a time: large ones would not fit together
-            jobs = plan_jobs(upstream, events, chosen, numbers)
-            games.run(upstream, jobs, name if isinstance(name, str) else None, pool, workers)
-    return ResultsTable(games.table, [event.task for event in events])
+    cells = [cell for entry in entries for cell in plan_cells(entry, events, chosen, numbers, lr_factors)]
+    file, store = ResultsFile(Path(out) / RESULTS), FeatureStore() if store is None else store
+    with file.reserved(), open_engine(engine, workers, address, events, store, device, progress) as trainer:
+        scores = _Games(file, trainer, device, progress, on_score).run(cells)
+    return ResultsTable(scores, [event.task for event in events])
 
 
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[Executor | None]:
-    """Processes that live as long as the block; None for a single worker, who is this process."""
-    if workers == 1:
-        yield None
-        return
-    from loky import ProcessPoolExecutor  # unlike the standard library's, works in notebooks and in bare scripts
-
-    pool = ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(os.getpid(),))
-    try:
-        with warnings.catch_warnings():
-            # they map feature files into memory; Loky takes that for a leak and starts a fresh one, which does no harm
-            warnings.filterwarnings("ignore", message="A worker was restarted")
-            yield pool
-    except BrokenExecutor as error:
+def _playable(round: int | Round) -> Round:
+    """The round of that number. Raises UnknownName, SuperbLiteError if it asks for more than we can do."""
+    found = get_round(round)
+    if not found.frozen:
         raise SuperbLiteError(
-            f"a worker was killed: was the memory too small for {workers} of them? What was finished is kept; run it "
-            "again with fewer workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, kill_workers=True)
-
-
-def _start_worker(parent: int) -> None:
-    """One thread for the work, and one that ends the process when its parent has been killed."""
-    torch.set_num_threads(1)
-    threading.Thread(target=_leave_with, args=(parent,), daemon=True).start()
-
-
-def _leave_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def train_and_score(
-    task: str | Task, upstream: str | Upstream, store: FeatureStore | str, *, layers: Layers, corpus: str, fold: int,
-    recipe: Recipe, seed: int, device: str, progress: Progress | None = None,
-) -> tuple[dict[str, float], tuple[float, ...], float]:  # fmt: skip
-    """One head from its first weights to its test scores: {metric: value}, layer weights, seconds.
-
-    With keys and a folder instead of objects, another process can do it.
-    """
-    start = time.perf_counter()
-    upstream = load_upstream(upstream)
-    store = FeatureStore(store) if isinstance(store, str) else store
-    probe = fit(
-        task, upstream, corpus=corpus, layers=layers, recipe=recipe, seed=seed, fold=fold, device=device, store=store,
-        progress=progress,
-    )  # fmt: skip
-    values = evaluate(probe, upstream, store=store, device=device)
-    return values, probe.layer_weights, round(time.perf_counter() - start, 3)
+            f"{found.name} ({found.title}) cannot be run: this version keeps every upstream frozen; "
+            "ask for rounds 1 and 2"
+        )
+    return found
 
 
 class _Games:
-    """The state of one run: which rows exist, how far it is, and whom to tell."""
+    """The state of one run: which rows exist, which heads are still to be trained, and whom to tell."""
 
     def __init__(
-        self, file: ResultsFile, store: FeatureStore, device: str, progress: Progress | None, on_score: OnScore | None
+        self, file: ResultsFile, engine: Here, device: str, progress: Progress | None, on_score: OnScore | None
     ) -> None:
-        self.file, self.store, self.device = file, store, device
+        self.file, self.engine, self.device = file, engine, device
         self.progress, self.on_score = progress, on_score
         self.known = {origin(score): score for score in file.rows()}
-        self.table: list[Score] = []
-        self.done = self.total = 0
+        self.queue: deque[Job] = deque()
+        self.running: dict[Future[Outcome], Job] = {}
+        self.tried: dict[tuple[int, int, float], Outcome] = {}
+        self.total = self.later = 0
 
-    def run(
-        self, upstream: Upstream, jobs: Sequence[Job], key: str | None, pool: Executor | None, workers: int
-    ) -> None:
-        """All jobs of one upstream, head by head; each clip goes through the upstream once, when it is first needed.
+    def run(self, cells: Sequence[Cell]) -> list[Score]:
+        """Train what is missing, head by head. Returns the rows of the table, in the order of the plan."""
+        for cell in cells:
+            self.total += len(cell.search()) + cell.heads
+            self.queue.extend(self._open(cell))
+        self._report()
+        while self.queue or self.running:
+            if self.queue:
+                self.engine.prepare(self.queue[0])  # features are extracted while all workers are busy
+            if self.queue and len(self.running) < self.engine.width:
+                self._start(self.queue.popleft())
+            else:
+                finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    self._keep(self.running.pop(future), future.result())
+        finals = [job for cell in cells for job in cell.final(choose_rate(cell, self.known))]
+        return [self.known[origin(row)] for job in finals for row in job.rows()]
 
-        key: what another process loads the upstream by, None for an object
-        """
-        pending = [job for job in jobs if self._missing(job, upstream)]
-        framed = {clip.key for job in pending if not job.event.task.pooled for clip in job.event.clips}
-        running: dict[Future, Job] = {}
+    def _open(self, cell: Cell) -> list[Job]:
+        """The heads of a cell that can be trained now: those of its search, and once it is over those that count."""
+        search = [job for job in cell.search() if self._missing(job)]
+        if search:
+            self.later += cell.heads
+            return search
+        jobs = cell.final(choose_rate(cell, self.known))
         for job in jobs:
-            if not self._missing(job, upstream):
-                self._tell(job, upstream)
-                continue
-            self._extract(upstream, job.event.clips, framed)
-            event = job.event
-            how = {
-                "layers": job.rounds[-1].layers, "corpus": event.corpus, "fold": event.fold, "recipe": event.recipe,
-                "seed": job.seed, "device": self.device,
-            }  # fmt: skip
-            if pool is None or key is None or not event.by_key:
-                outcome = train_and_score(event.task, upstream, self.store, **how, progress=self.progress)
-                self._keep(job, upstream, *outcome)
-                continue
-            if len(running) == workers:
-                self._collect(running, upstream)
-            running[pool.submit(train_and_score, event.task.key, key, str(self.store.root), **how)] = job
-        while running:
-            self._collect(running, upstream)
+            if not self._missing(job):
+                self._tell(job)
+        return [job for job in jobs if self._missing(job)]
 
-    def _collect(self, running: dict[Future, Job], upstream: Upstream) -> None:
-        """Wait for a worker, and keep what it found."""
-        finished, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in finished:
-            self._keep(running.pop(future), upstream, *future.result())
+    def _start(self, job: Job) -> None:
+        """Train a head, unless it is the one that has won the search."""
+        outcome = self.tried.get((id(job.event), id(job.cell), job.lr))
+        if outcome is not None and job.seed == job.cell.seeds[0]:
+            self._keep(job, outcome)
+        else:
+            self.running[self.engine.train(job)] = job
 
-    def _keep(
-        self, job: Job, upstream: Upstream, values: dict[str, float], weights: tuple[float, ...], seconds: float
-    ) -> None:
-        """Write the rows of a job to the disk."""
-        for blank in self._missing(job, upstream):
-            score = replace(blank, value=float(values[blank.metric]), layer_weights=weights, seconds=seconds)
+    def _keep(self, job: Job, outcome: Outcome) -> None:
+        """Write the rows of a job to the disk, and go on with its cell when its search is over.
+
+        A head is gone when it has been scored, so those of a search are scored on test too, but nobody looks: the score
+        of the winner is taken from `tried` after the choice, the others' are never written or compared.
+        """
+        for row in self._missing(job):
+            value = outcome.test[row.metric] if job.split == "test" else outcome.dev
+            weights = tuple(outcome.layer_weights)
+            score = replace(row, value=float(value), layer_weights=weights, seconds=outcome.seconds)
             self.file.append(score)
             self.known[origin(score)] = score
-        self._tell(job, upstream)
+        if job.split == "test":
+            self._tell(job)
+        else:
+            self.tried[id(job.event), id(job.cell), job.lr] = outcome
+            if not any(map(self._missing, job.cell.search())):
+                self.later -= job.cell.heads
+                self.queue.extendleft(reversed(self._open(job.cell)))
+        self._report()
 
-    def _tell(self, job: Job, upstream: Upstream) -> None:
-        for blank in blank_scores(job, upstream, self.device):
-            score = self.known[origin(blank)]
-            self.table.append(score)
+    def _missing(self, job: Job) -> list[Score]:
+        return [row for row in job.rows(self.device) if origin(row) not in self.known]
+
+    def _tell(self, job: Job) -> None:
+        for row in job.rows():
             if self.on_score is not None:
-                self.on_score(score)
-        self.done += len(job.rounds)
-        self._report("olympics", self.done, self.total)
+                self.on_score(self.known[origin(row)])
 
-    def _missing(self, job: Job, upstream: Upstream) -> list[Score]:
-        return [blank for blank in blank_scores(job, upstream, self.device) if origin(blank) not in self.known]
-
-    def _extract(self, upstream: Upstream, clips: Sequence[Clip], framed: set[str]) -> None:
-        """Fill the store: with frames for clips that any event needs them of (means come along), else with means."""
-        for pooled in (False, True):
-            chosen = [clip for clip in clips if (clip.key in framed) is not pooled]
-            if chosen:
-                self.store.extract(upstream, chosen, pooled=pooled, device=self.device, progress=self.progress)
-
-    def _report(self, what: str, done: int, total: int) -> None:
+    def _report(self) -> None:
         if self.progress is not None:
-            self.progress(what, done, total)
+            left = len(self.queue) + len(self.running) + self.later
+            self.progress("olympics", self.total - left, self.total)

@@ -194,3 +194,17 @@ def test_names_are_escaped():
 
 def test_show():
     assert [show(93.14, math.nan), show(93.14, 0.36), show(math.nan, math.nan)] == ["93.1", "93.1 ± 0.4", "–"]
+
+
+def test_one_run_at_a_time_writes_a_file(tmp_path):
+    path = tmp_path / "new" / "results.jsonl"
+    with ResultsFile(path).reserved():
+        with pytest.raises(ResultsBroken, match=r"another run is writing to .*results\.jsonl; wait"):
+            with ResultsFile(path).reserved():
+                raise AssertionError("two at a time")
+    with ResultsFile(path).reserved():
+        assert not path.exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ResultsBroken, match="cannot write to .*file"):
+        with ResultsFile(tmp_path / "file" / "results.jsonl").reserved():
+            raise AssertionError("a folder that is a file")

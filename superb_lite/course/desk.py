@@ -103,8 +103,8 @@ def read_card() -> ResultsTable:
 
 def write_scores(scores: list[Score]) -> None:
     """Append to the card the rows that are not on it yet. Another value of the same origin is another row."""
+    from superb_lite.plan import origin
     from superb_lite.results import ResultsFile
-    from superb_lite.rounds import origin
 
     file = ResultsFile(card_path())
     there = {(origin(row), row.value) for row in file.rows()}
@@ -116,7 +116,7 @@ def write_scores(scores: list[Score]) -> None:
 def scores_of(probe: Probe, values: Mapping[str, float], split: str = "test", device: str = "cpu") -> list[Score]:
     """One row per metric, with all that is needed to compute it again."""
     import superb_lite
-    from superb_lite.rounds import recipe_name
+    from superb_lite.plan import recipe_name
 
     data = probe.task.corpus(probe.corpus).load(split, probe.fold)
     common = {
