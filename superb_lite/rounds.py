@@ -51,9 +51,9 @@ def quick(task: Task, recipe: Recipe) -> Recipe:
 
 
 def all_upstreams() -> tuple[str, ...]:
-    """Everyone who needs no file: the tiny ones, the controls, the classic features. Fbank, the reference, first."""
-    names = [card.name for card in list_upstreams() if card.build is not None]
-    return tuple(sorted(names, key=lambda name: (name != "fbank", name)))
+    """Everyone who needs no file: both Fbanks, the controls, the tiny ones. Other classic features must be named."""
+    names = [card.name for card in list_upstreams() if card.build is not None and card.family != "baseline"]
+    return tuple(sorted(names, key=lambda name: (name.startswith("tiny"), name)))
 
 
 def olympics(
