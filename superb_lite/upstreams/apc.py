@@ -310,6 +310,11 @@ CARDS = (
         method="F-G", parameters=524_208, layers=3, dim=176, stride=160,
         notes="guesses the frame 50 ms ahead (arXiv:1904.03240)",
     ),
+    tiny_card(
+        "tiny_vq_apc", PRETEXTS["tiny_vq_apc"], control="random_gru", family="apc", input="FBANK",
+        method="F-G + VQ", parameters=569_392, layers=3, dim=176, stride=160,
+        notes="APC that has to choose one of 128 codes before it guesses (arXiv:2005.08392)",
+    ),
     _card(
         name="apc", method="F-G", parameters=4_105_296, read=read_apc, source="arXiv:1904.03240, weights by s3prl",
         url=PLACE + "apc_360hr.ckpt", sha256="cee536c2c06f25e6348ba1330cca114c46c62a4fc692d0cbe6470c68ae2e6260",
