@@ -303,7 +303,12 @@ def upstreams(as_json: Annotated[bool, typer.Option("--json", help="Print JSON, 
     from rich.console import Console
     from rich.table import Table
 
-    grid = Table(box=SIMPLE)
+    grid = Table(
+        box=SIMPLE,
+        caption="Published weights are fetched when they are first loaded (--json has the addresses), or taken from a "
+        "file of yours: load_upstream(NAME, FILE).",
+        caption_justify="left",
+    )
     grid.add_column("name", no_wrap=True)
     for title in ("method", "size", "states", "stride", "licence", "weights"):
         grid.add_column(title, justify="right" if title in ("size", "states", "stride") else "left")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 MOST_BARS = 3  # work within work: an upstream, its features, a head
+LATEST = 4  # upstreams that the growing table shows beside Fbank, if there are more
 PACE_SEC = 3600.0  # time left is told from the pace of the last hour: heads take seconds or minutes
 
 
@@ -71,7 +72,10 @@ class Screen:
 
         self.scores.append(score)
         if self.console.is_terminal:
-            self.rows = terminal(ResultsTable(self.scores), final=False)
+            table = ResultsTable(self.scores)
+            names = dict.fromkeys(row.upstream for row in self.scores)
+            shown = {table.reference, *list(names)[-LATEST:]}
+            self.rows = terminal(ResultsTable(row for row in self.scores if row.upstream in shown), final=False)
             return
         typer.echo(
             f"{score.task:4} {score.upstream:14} round {score.round} seed {score.seed}  "

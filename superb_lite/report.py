@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from string import Template
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from superb_lite.results import ResultsTable
 
 MARK = "■"  # goes with the colour black, for eyes, screens and files that have no colours
-MOST_COLUMNS = 5  # tasks across in a terminal of 80 characters
+MOST_UPSTREAMS, MOST_TASKS = 5, 4  # beside each other in a terminal of 80 characters
 
 
 def write_report(table: ResultsTable, out: str | Path, *, reference: str | None = None) -> tuple[Path, ...]:
@@ -127,12 +127,13 @@ def _holes(table: ResultsTable, round: int, reference: str) -> list[str]:
 
 
 def to_wide(table: ResultsTable, *, reference: str | None = None) -> pandas.DataFrame:
-    """A row per round and upstream; per column of the table its mean, spread, number of seeds, and black or not.
+    """A row per round and upstream; per column of the table its mean, spread, seeds, learning rate, and black or not.
 
-    Columns are named ``ks_acc``, ``ks_acc_spread``, ``ks_acc_seeds``, ``ks_acc_black``.
+    Columns are named ``ks_acc``, ``ks_acc_spread``, ``ks_acc_seeds``, ``ks_acc_lr``, ``ks_acc_black``.
     """
     import pandas
 
+    rates = {(s.round, s.upstream, s.task, s.metric): s.lr for s in table.scores if s.split == "test"}
     rows = []
     for number in rounds_of(table):
         seen, seeds = view(table, number, reference), table.pivot(number, "seeds")
@@ -143,9 +144,10 @@ def to_wide(table: ResultsTable, *, reference: str | None = None) -> pandas.Data
                 row[key] = seen.means.loc[cell]
                 row[f"{key}_spread"] = seen.spreads.loc[cell]
                 row[f"{key}_seeds"] = 0 if seeds.loc[cell] != seeds.loc[cell] else int(seeds.loc[cell])
+                row[f"{key}_lr"] = rates.get((number, name, task, metric))
                 row[f"{key}_black"] = bool(seen.black.loc[cell])
             rows.append(row)
-    return pandas.DataFrame(rows).round(4)
+    return pandas.DataFrame(rows).round(6)
 
 
 def picture(table: ResultsTable, *, reference: str | None = None) -> bytes:
@@ -335,7 +337,12 @@ def _is(score: Score, round: int, upstream: str, task: str, metric: str) -> bool
 
 
 def origin(score: Score) -> str:
-    """Where a number comes from, in a line: seed, value, recipe, layer weights, data and weights."""
+    """Where a number comes from, in a line: seed, value, recipe, layer weights, data and weights.
+
+    Of a published number we know the source only, which stands in `device`.
+    """
+    if score.version == "published":
+        return f"{score.value:g}, {score.recipe}, as {score.revision}: {score.device}"
     weights = " ".join(f"{weight:.2f}" for weight in score.layer_weights)
     fold = f", fold {score.fold}" if score.fold else ""
     return (
@@ -380,7 +387,7 @@ def terminal(table: ResultsTable, *, reference: str | None = None, final: bool =
 
 
 def _terminal_round(seen: View) -> RenderableType:
-    """Upstreams across, as everywhere; with more columns than a terminal has room for, tasks go down instead."""
+    """Upstreams below each other, in blocks of a few tasks; if tasks are many and upstreams few, the other way round."""
     from rich.box import SIMPLE
     from rich.console import Group
     from rich.table import Table
@@ -392,18 +399,25 @@ def _terminal_round(seen: View) -> RenderableType:
             return Text(f"{MARK} {text}", style="white on black")
         return Text(text, style="bold" if seen.place.iloc[row, column] == 1 else "")
 
+    def grid(corner: str, heads: Sequence[str]) -> Table:
+        table = Table(box=SIMPLE)
+        table.add_column(corner, no_wrap=True)
+        for head in heads:
+            table.add_column(head, justify="right", no_wrap=True)
+        return table
+
     says = f"{MARK} worse than {seen.reference}" if seen.reference in seen.means.index else seen.says
     names, titles = list(seen.means.index), seen.titles
-    across = len(titles) <= MOST_COLUMNS
-    grid = Table(box=SIMPLE)
-    grid.add_column("upstream" if across else "task", no_wrap=True)
-    for title in titles if across else names:
-        grid.add_column(title, justify="right", no_wrap=True)
-    if across:
-        for row, name in enumerate(names):
-            cells = (cell(row, column) for column in range(len(titles)))
-            grid.add_row(name, *cells, end_section=name == seen.reference)
-    else:
+    if len(names) <= MOST_UPSTREAMS and len(titles) > MOST_TASKS:
+        grids = [grid("task", names)]
         for column, title in enumerate(titles):
-            grid.add_row(title, *(cell(row, column) for row in range(len(names))))
-    return Group(Text(f"Round {seen.round}  ({says})", style="bold"), grid)
+            grids[0].add_row(title, *(cell(row, column) for row in range(len(names))))
+    else:
+        grids = []
+        for first in range(0, len(titles), MOST_TASKS):
+            columns = range(first, min(first + MOST_TASKS, len(titles)))
+            grids.append(grid("upstream", [titles[column] for column in columns]))
+            for row, name in enumerate(names):
+                cells = (cell(row, column) for column in columns)
+                grids[-1].add_row(name, *cells, end_section=name == seen.reference)
+    return Group(Text(f"Round {seen.round}  ({says})", style="bold"), *grids)

@@ -249,6 +249,18 @@ def test_a_terminal_sees_bars_and_the_growing_table():
         assert len(screen.bars) == live.MOST_BARS and "thing 8" in screen.bars
 
 
+def test_with_many_upstreams_the_growing_table_shows_fbank_and_the_latest():
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    names = ["fbank", *(f"upstream_{number}" for number in range(9))]
+    with live.Screen(console) as screen:
+        for name in names:
+            screen.score(make_score(upstream=name))
+        shown = Console(file=io.StringIO(), width=80)
+        shown.print(screen.picture())
+    seen = [name for name in names if name in shown.file.getvalue()]
+    assert seen == ["fbank", *names[-live.LATEST :]]
+
+
 # ---------------------------------------------------------------------------------- upstreams, pretrain
 
 

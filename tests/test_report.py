@@ -95,6 +95,7 @@ def test_csv_has_mean_spread_seeds_and_black(written):
     assert (float(random["ks_acc"]), float(random["pr_per"])) == (61.0, 98.0)
     assert (float(random["ks_acc_spread"]), random["ks_acc_seeds"]) == (1.0, "3")
     assert (random["ks_acc_black"], random["pr_per_black"]) == ("False", "True")
+    assert random["ks_acc_lr"] == "0.001"
     assert rows["2", "tiny"]["pr_per_black"] == "False", "equal to the reference is not worse"
 
 
@@ -205,8 +206,8 @@ def test_without_the_reference_nothing_is_black_and_it_says_so():
 # -------------------------------------------------------------------------------------------- terminal
 
 
-def printed(table: ResultsTable, **options) -> str:
-    console = Console(file=io.StringIO(), width=100, **options)
+def printed(table: ResultsTable, width: int = 100, **options) -> str:
+    console = Console(file=io.StringIO(), width=width, **options)
     console.print(report.terminal(table))
     return console.file.getvalue()
 
@@ -223,6 +224,26 @@ def test_terminal_marks_black_cells_also_without_colours():
 def test_terminal_paints_black_cells_and_shows_spread():
     text = printed(make_table(seeds=2), force_terminal=True, color_system="truecolor")
     assert re.search(r"\x1b\[37;40m■ 98\.5 ± 0\.7", text)
+
+
+@pytest.mark.parametrize("table", ["tournament", "published"])
+def test_a_large_table_fits_a_terminal_of_80_characters(table):
+    from superb_lite.published import published_table, tournament_table
+
+    table = tournament_table() if table == "tournament" else published_table()
+    text = printed(table, width=80)
+    assert "…" not in text, "nothing is cut off"
+    for name in table.pivot(2).index:
+        assert len(re.findall(rf"^ *{name} ", text, flags=re.M)) >= 3, "in every block of tasks"
+    for mean in table.pivot(2).loc["tiny_hubert" if "tiny_hubert" in table.pivot(2).index else "hubert_base"]:
+        assert f"{mean:.1f}" in text or f"{mean:.3f}" in text
+
+
+def test_of_a_published_number_the_source_is_told():
+    from superb_lite.published import published_table
+
+    told = report.origin(published_table(2).scores[0])
+    assert "nan" not in told and "0 clips" not in told and "superbbenchmark" in told
 
 
 def test_terminal_of_nothing():

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from superb_lite.types import RATE, Card, CheckpointRefused, Hidden, SuperbLiteError
 from superb_lite.upstreams._fairseq import MOST, weights_of
 from superb_lite.upstreams._frozen import Frozen
-from superb_lite.upstreams._pretext import Pretext
+from superb_lite.upstreams._pretext import Pretext, tiny_card
 from superb_lite.upstreams._published import read_checkpoint
 from superb_lite.upstreams.apc import filled, looking
 
@@ -355,6 +355,11 @@ def read_pase_plus(path: str | Path, model_config: str | Path | None = None) -> 
 PRETEXTS = {"tiny_pase": Pretext("PASE+: several small questions about one clip", tiny_network, PaseObjective, Pase)}
 
 CARDS = (
+    tiny_card(
+        "tiny_pase", PRETEXTS["tiny_pase"], control="random_conv", family="pase", input="waveform",
+        method="multi-task", parameters=439_968, layers=9, dim=128, stride=160,
+        notes="five small questions about distorted speech (arXiv:2001.09239)",
+    ),
     Card(
         name="pase_plus", family="pase", method="multi-task", input="waveform", corpus="LS 50 hr", parameters=7_832_896,
         layers=9, dim=256, stride=160, licence="MIT", source="arXiv:2001.09239", read=read_pase_plus,
