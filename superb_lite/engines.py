@@ -14,8 +14,8 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +95,9 @@ class Here:
         self._ready: set[tuple[int, int]] = set()
         self._loaded: tuple[Entry, Upstream] | None = None
 
-    def prepare(self, job: Job) -> None:
-        """Extract what the head is going to see, while others may still be training."""
-        key = (id(job.cell.entry), id(job.event))
+    def prepare(self, job: Job, others: Iterable[Job] = ()) -> None:
+        """Extract what the head of a job is going to see. others: the jobs that come next, if one can work ahead."""
+        key = _states(job)
         if key not in self._ready:
             upstream = self._load(job.cell.entry)
             extract(upstream, job.event.clips, self._framed, self.store, self.device, self.progress)
@@ -126,6 +126,11 @@ class Here:
         }  # fmt: skip
 
 
+def _states(job: Job) -> tuple[int, int]:
+    """What two jobs share that see the same states."""
+    return id(job.cell.entry), id(job.event)
+
+
 def _by_key(job: Job) -> bool:
     """Can another process find task and upstream?"""
     return job.event.by_key and isinstance(job.cell.entry.source, str)
@@ -135,17 +140,42 @@ def _by_key(job: Job) -> bool:
 
 
 class Workers(Here):
-    """Trains in processes of this machine, one thread each. The upstreams run in this one."""
+    """Trains in processes of this machine, one thread each. One thread of this one runs the upstreams, working ahead.
+
+    What has no key is trained by that thread, too: nothing else here computes.
+    """
 
     def __init__(self, pool: Executor, width: int, *args: Any) -> None:
         super().__init__(*args)
         self.pool, self.width = pool, width
+        self._told, self.progress = self.progress, self._tell
+        self._filled: dict[tuple[int, int], Future[None]] = {}
+        self._over = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "extraction", initializer=torch.set_num_threads, initargs=(1,))
+
+    def prepare(self, job: Job, others: Iterable[Job] = ()) -> None:
+        for ahead in (job, *others):
+            if _states(ahead) not in self._filled:
+                self._filled[_states(ahead)] = self._thread.submit(super().prepare, ahead)
+        self._filled[_states(job)].result()
 
     def train(self, job: Job) -> Future[Outcome]:
         if not _by_key(job):
-            return super().train(job)
+            return self._thread.submit(lambda: super(Workers, self).train(job).result())
         where = (str(self.store.root), self.store.max_bytes)
         return self.pool.submit(train_and_score, job.event.task.key, job.cell.entry.source, where, **self._how(job))
+
+    def close(self) -> None:
+        """End the thread after the batch that it works on."""
+        self._over.set()
+        self._thread.shutdown(cancel_futures=True)
+        torch.set_num_threads(torch.get_num_threads())  # a part of the setting in the thread was everybody's
+
+    def _tell(self, what: str, done: int, total: int) -> None:
+        if self._over.is_set():
+            raise CancelledError(f"{what}: the run is over")
+        if self._told is not None:
+            self._told(what, done, total)
 
 
 @contextlib.contextmanager
@@ -194,11 +224,11 @@ class Cluster(Here):
         if not client.scheduler_info()["workers"]:
             log.warning("no worker has joined the cluster yet: waiting for one")
 
-    def prepare(self, job: Job) -> None:
+    def prepare(self, job: Job, others: Iterable[Job] = ()) -> None:
         """Let one worker extract; who needs the features waits, instead of computing the same at the same time."""
         if not _by_key(job):
             return super().prepare(job)
-        key = (id(job.cell.entry), id(job.event))
+        key = _states(job)
         if key not in self._filled:
             framed = [_place(event) for event in self.events if event.framed and event.by_key]
             self._filled[key] = self.client.submit(
@@ -208,7 +238,7 @@ class Cluster(Here):
     def train(self, job: Job) -> Future[Outcome]:
         if not _by_key(job):
             return super().train(job)
-        filled = self._filled[id(job.cell.entry), id(job.event)]
+        filled = self._filled[_states(job)]
         what = (superb_lite.__version__, job.event.task.key, job.cell.entry.source)
         first = int(job.split == "test")  # else the table would stay empty until the last search is over
         return self.pool.submit(train_there, filled, *what, **self._how(job), priority=first)
@@ -290,5 +320,5 @@ def open_engine(
     elif workers == 1:
         yield Here(*common)
     else:
-        with _loky(workers) as pool:
-            yield Workers(pool, workers, *common)
+        with _loky(workers) as pool, contextlib.closing(Workers(pool, workers, *common)) as engine:
+            yield engine

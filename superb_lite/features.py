@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +177,8 @@ class FeatureStore:
         # Leaving the block closes the inner shard first: no frames are ever there without their means.
         with ShardWriter(folder, "frames", upstream) as frames, ShardWriter(folder, "pooled", upstream) as means:
             try:
-                for batch in batches:
-                    hidden = run_upstream(upstream, batch, device)
+                for batch, wavs in _loaded(batches):
+                    hidden = _run(upstream, wavs, device)
                     for place, clip in enumerate(batch):
                         states = hidden.states[:, place, : int(hidden.lengths[place])].float().cpu()
                         _check_range(upstream, clip, states, half=not pooled)
@@ -277,17 +278,35 @@ def plan_batches(clips: Iterable[Clip], seconds: float = BATCH_SECONDS) -> list[
     return batches
 
 
+def _loaded(batches: Sequence[list[Clip]]) -> Iterator[tuple[list[Clip], list[Tensor]]]:
+    """Batches with their waveforms; while one is worked on, another thread decodes the next."""
+    with ThreadPoolExecutor(1, "loading") as pool:
+        loading = pool.submit(_load, batches[0])
+        for batch, following in zip(batches, [*batches[1:], None], strict=True):
+            wavs = loading.result()
+            if following is not None:
+                loading = pool.submit(_load, following)
+            yield batch, wavs
+
+
+def _load(clips: Sequence[Clip]) -> list[Tensor]:
+    return [audio.load(clip) for clip in clips]
+
+
 def run_upstream(upstream: Upstream, clips: Sequence[Clip], device: str = "cpu") -> Hidden:
     """Load a batch of clips and run them through the frozen upstream; its promises are checked.
 
     Raises:
         AudioError: a file cannot be used. ContractBroken: see `check_hidden`.
     """
+    return _run(upstream, _load(clips), device)
+
+
+def _run(upstream: Upstream, wavs: Sequence[Tensor], device: str) -> Hidden:
     if isinstance(upstream, nn.Module):
         upstream.to(device).eval()
-    wavs = [audio.load(clip).to(device) for clip in clips]
     with torch.no_grad():  # not inference_mode: a weighted sum saves the states for its own gradient
-        hidden = upstream(wavs)
+        hidden = upstream([wav.to(device) for wav in wavs])
     check_hidden(upstream, hidden, [len(wav) for wav in wavs])
     return hidden
 

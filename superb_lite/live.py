@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -27,6 +28,7 @@ class Screen:
         self.console, self.scores, self.bars = console, [], {}
         self.rows: Any = ""
         self.told: set[str] = set()
+        self.lock = threading.Lock()  # features are extracted by a thread of their own
         self.bar = Progress(*columns, console=console, speed_estimate_period=PACE_SEC)
         self.live = Live(console=console, transient=True, refresh_per_second=4, get_renderable=self.picture)
 
@@ -50,6 +52,10 @@ class Screen:
 
         What stands before a colon names the thing; the rest (a loss, say) may change from call to call.
         """
+        with self.lock:
+            self._show(what, done, total)
+
+    def _show(self, what: str, done: int, total: int) -> None:
         thing = what.partition(":")[0]
         if not self.console.is_terminal:
             if thing not in self.told:

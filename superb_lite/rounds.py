@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from superb_lite.upstreams import check_name, list_upstreams
 
 DEFAULT_UPSTREAMS = ("fbank", "random", "tiny_hubert")
 RESULTS = "results.jsonl"
+AHEAD = 8  # heads whose features may be extracted before it is their turn
 
 OnScore = Callable[[Score], None]
 
@@ -152,7 +154,8 @@ class _Games:
         self._report()
         while self.queue or self.running:
             if self.queue:
-                self.engine.prepare(self.queue[0])  # features are extracted while all workers are busy
+                job, *others = islice(self.queue, 1 + AHEAD)
+                self.engine.prepare(job, others)  # features are extracted while all workers are busy
             if self.queue and len(self.running) < self.engine.width:
                 self._start(self.queue.popleft())
             else:

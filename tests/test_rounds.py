@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from superb_lite import engines
-from superb_lite.engines import train_and_score
+from superb_lite.engines import extract, train_and_score
 from superb_lite.features import FeatureStore
 from superb_lite.plan import plan_events
 from superb_lite.report import caveats
@@ -92,6 +93,29 @@ def test_workers_find_the_same_table(run, by_key):
     assert len(alone) == 2 * 5  # rounds, folds
     assert sorted(map(repr, comparable(together.scores))) == sorted(map(repr, comparable(alone.scores)))
     assert sorted(map(repr, heard)) == sorted(map(repr, together.scores))
+
+
+def test_with_workers_one_thread_extracts_everything_once_and_trains_what_has_no_key(run, monkeypatch):
+    threads = []
+
+    def watched(upstream, clips, *more):
+        threads.append((threading.current_thread().name, upstream.name, len(clips)))
+        return extract(upstream, clips, *more)
+
+    alone = run()
+    monkeypatch.setattr(engines, "extract", watched)
+    assert comparable(run(out="together", workers=2).scores) == comparable(alone.scores)
+    assert {name for name, _, _ in threads} == {"extraction_0"}
+    assert len(threads) == len(set(threads)) == 4, "two upstreams in two tasks"
+
+
+def test_no_thread_outlives_an_interrupted_run(run):
+    def interrupt(score):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(workers=2, on_score=interrupt)
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith(("extraction", "loading"))]
 
 
 def test_a_killed_worker_is_told_and_costs_nothing_that_was_finished(run, by_key, tmp_path, monkeypatch):

@@ -87,19 +87,22 @@ class Report:
         return {"machine": dict(self.machine), "busy": self.busy, "figures": figures}
 
     def table(self) -> Table:
-        """The figures for a terminal (something that ``rich`` prints), group by group."""
+        """The figures for a terminal (something that ``rich`` prints), group by group, each with its words below it."""
         from rich.box import SIMPLE
+        from rich.console import Group
+        from rich.padding import Padding
         from rich.table import Table
+        from rich.text import Text
 
         grid = Table(box=SIMPLE, pad_edge=False)
-        grid.add_column("measured", no_wrap=True)
+        grid.add_column("measured")
         grid.add_column("value", justify="right", no_wrap=True)
-        grid.add_column("in words")
         for group in dict.fromkeys(figure.group for figure in self.figures):
             grid.add_row(group, style="bold")
             for row in (figure for figure in self.figures if figure.group == group):
                 words = row.means if row.target is None else f"{row.means}; target: {shown(row.target, row.unit)}"
-                grid.add_row(f"  {row.what}", shown(row.value, row.unit), words)
+                says = Group(Text(f"  {row.what}"), Padding(Text(words, style="dim"), (0, 0, 0, 6)))
+                grid.add_row(says, shown(row.value, row.unit))
         return grid
 
     def footnotes(self) -> list[str]:
