@@ -145,7 +145,8 @@ def olympics(
     quick: Annotated[bool, typer.Option("--quick", help="A fifth of the steps: a first look, not a result.")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Heads to train at the same time  [default: one per core; 1 on a GPU]")
+        int | None,
+        typer.Option(min=1, help="Heads to train at the same time  [default: one per core, at most 8; 1 on a GPU]"),
     ] = None,
     dask: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Train on the Dask cluster there, as in tcp://node7:8786.")
@@ -227,15 +228,9 @@ def split_list(text: str | None) -> tuple[str, ...] | None:
 
 def find_rounds(text: str) -> tuple[Round, ...]:
     """``"1,2"`` to rounds. Raises UnknownName."""
-    from superb_lite.rounds import ROUNDS
-    from superb_lite.types import UnknownName
+    from superb_lite.rounds import get_round
 
-    known = {str(round.number): round for round in ROUNDS}
-    names = split_list(text) or ()
-    for name in names:
-        if name not in known:
-            raise UnknownName.among("round", name, tuple(known))
-    return tuple(known[name] for name in names)
+    return tuple(get_round(int(name) if name.isdecimal() else name) for name in split_list(text) or ())
 
 
 def check_names(corpus: str, upstreams: tuple[str, ...] | None, tasks: tuple[str, ...] | None) -> None:

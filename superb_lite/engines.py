@@ -1,7 +1,8 @@
 """Where heads are trained: in this process, in several processes of this machine (Loky), or on a Dask cluster.
 
-All three take a `Job` and give a future of an `Outcome`, and all three find the same numbers. Another process is told
-keys, not objects: it loads the upstream and the data itself. So what was not given by its key is trained here.
+All three take a `Job` and give a future of an `Outcome`, and from the same features all three find the same numbers
+(the features themselves may differ in the last bit with the number of threads). Another process is told keys, not
+objects: it loads the upstream and the data itself. So what was not given by its key is trained here.
 
 Taught in notebook 14 (round one).
 """
@@ -95,13 +96,17 @@ class Here:
         self._ready: set[tuple[int, int]] = set()
         self._loaded: tuple[Entry, Upstream] | None = None
 
-    def prepare(self, job: Job, others: Iterable[Job] = ()) -> None:
-        """Extract what the head of a job is going to see. others: the jobs that come next, if one can work ahead."""
+    def prepare(self, job: Job, others: Iterable[Job] = ()) -> Future[None] | None:
+        """Extract what the head of a job is going to see. Returns None when that is done, or a future if it goes on.
+
+        others: the jobs that come next, for engines that work ahead
+        """
         key = _states(job)
         if key not in self._ready:
             upstream = self._load(job.cell.entry)
             extract(upstream, job.event.clips, self._framed, self.store, self.device, self.progress)
             self._ready.add(key)
+        return None
 
     def train(self, job: Job) -> Future[Outcome]:
         """The future of a job that has been prepared."""
@@ -153,11 +158,16 @@ class Workers(Here):
         self._over = threading.Event()
         self._thread = ThreadPoolExecutor(1, "extraction", initializer=torch.set_num_threads, initargs=(1,))
 
-    def prepare(self, job: Job, others: Iterable[Job] = ()) -> None:
-        for ahead in (job, *others):
-            if _states(ahead) not in self._filled:
-                self._filled[_states(ahead)] = self._thread.submit(super().prepare, ahead)
-        self._filled[_states(job)].result()
+    def prepare(self, job: Job, others: Iterable[Job] = ()) -> Future[None] | None:
+        following = next((other for other in others if _states(other) != _states(job)), job)
+        for one in (job, following):  # no further ahead: what is extracted too early may be evicted before its turn
+            if _states(one) not in self._filled:
+                self._filled[_states(one)] = self._thread.submit(super().prepare, one)
+        filled = self._filled[_states(job)]
+        if not filled.done():
+            return filled
+        filled.result()  # raises what went wrong
+        return None
 
     def train(self, job: Job) -> Future[Outcome]:
         if not _by_key(job):
@@ -166,10 +176,12 @@ class Workers(Here):
         return self.pool.submit(train_and_score, job.event.task.key, job.cell.entry.source, where, **self._how(job))
 
     def close(self) -> None:
-        """End the thread after the batch that it works on."""
+        """End the thread at its next word of progress: after a batch, or when a head of an own task is through."""
         self._over.set()
-        self._thread.shutdown(cancel_futures=True)
-        torch.set_num_threads(torch.get_num_threads())  # a part of the setting in the thread was everybody's
+        try:
+            self._thread.shutdown(cancel_futures=True)
+        finally:
+            torch.set_num_threads(torch.get_num_threads())  # a part of the setting in the thread was everybody's
 
     def _tell(self, what: str, done: int, total: int) -> None:
         if self._over.is_set():
@@ -224,16 +236,18 @@ class Cluster(Here):
         if not client.scheduler_info()["workers"]:
             log.warning("no worker has joined the cluster yet: waiting for one")
 
-    def prepare(self, job: Job, others: Iterable[Job] = ()) -> None:
-        """Let one worker extract; who needs the features waits, instead of computing the same at the same time."""
+    def prepare(self, job: Job, others: Iterable[Job] = ()) -> Future[None] | None:
+        """One worker extracts first. Workers that share its store find the features; others compute them again."""
         if not _by_key(job):
             return super().prepare(job)
         key = _states(job)
         if key not in self._filled:
             framed = [_place(event) for event in self.events if event.framed and event.by_key]
             self._filled[key] = self.client.submit(
-                extract_there, job.cell.entry.source, _place(job.event), framed, self.device, pure=False
-            )
+                extract_there, superb_lite.__version__, job.cell.entry.source, _place(job.event), framed, self.device,
+                pure=False,
+            )  # fmt: skip
+        return None
 
     def train(self, job: Job) -> Future[Outcome]:
         if not _by_key(job):
@@ -255,9 +269,10 @@ def _clips(task: str, corpus: str, fold: int) -> list[Clip]:
 
 
 def extract_there(
-    upstream: str, place: tuple[str, str, int], framed: Sequence[tuple[str, str, int]], device: str
+    version: str, upstream: str, place: tuple[str, str, int], framed: Sequence[tuple[str, str, int]], device: str
 ) -> None:
     """`extract` on a worker of a cluster, into its own store."""
+    _check_version(version)
     keys = {clip.key for other in framed for clip in _clips(*other)}
     with _ALONE:
         extract(load_upstream(upstream), _clips(*place), keys, FeatureStore(), device)
@@ -265,13 +280,17 @@ def extract_there(
 
 def train_there(filled: None, version: str, task: str, upstream: str, **how: Any) -> Outcome:
     """`train_and_score` on a worker of a cluster, with its own store; `filled` is what had to be ready before."""
-    if superb_lite.__version__ != version:
-        raise SuperbLiteError(
-            f"a worker of the cluster has superb_lite {superb_lite.__version__}, and {version} is running: install the "
-            "same version everywhere"
-        )
+    _check_version(version)
     with _ALONE:
         return train_and_score(task, upstream, (), **how)
+
+
+def _check_version(running: str) -> None:
+    if superb_lite.__version__ != running:
+        raise SuperbLiteError(
+            f"a worker of the cluster has superb_lite {superb_lite.__version__}, and {running} is running: install the "
+            "same version everywhere"
+        )
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ def _at_least(frames: int, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         return x, lengths
     frame = torch.arange(max(frames, x.shape[1]), device=x.device)
     place = torch.minimum(frame[None, :], lengths[:, None] - 1)
-    return x.gather(1, place[..., None].expand(-1, -1, x.shape[2])), lengths.clamp(min=frames)
+    return _at(x, place), lengths.clamp(min=frames)
 
 
 class LSTM(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -28,7 +27,7 @@ class Screen:
         self.console, self.scores, self.bars = console, [], {}
         self.rows: Any = ""
         self.told: set[str] = set()
-        self.lock = threading.Lock()  # features are extracted by a thread of their own
+        self.stale = False
         self.bar = Progress(*columns, console=console, speed_estimate_period=PACE_SEC)
         self.live = Live(console=console, transient=True, refresh_per_second=4, get_renderable=self.picture)
 
@@ -45,17 +44,24 @@ class Screen:
         """What the terminal shows now."""
         from rich.console import Group
 
+        if self.stale:
+            self.stale, self.rows = False, self._table()
         return Group(self.rows, self.bar)
+
+    def _table(self) -> Any:
+        from superb_lite.report import terminal
+        from superb_lite.results import ResultsTable
+
+        table = ResultsTable(list(self.scores))
+        names = dict.fromkeys(row.upstream for row in table.scores)
+        shown = {table.reference, *list(names)[-LATEST:]}
+        return terminal(ResultsTable(row for row in table.scores if row.upstream in shown), final=False)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """A `Progress` callback: one bar per thing being done, gone when it is finished.
 
         What stands before a colon names the thing; the rest (a loss, say) may change from call to call.
         """
-        with self.lock:
-            self._show(what, done, total)
-
-    def _show(self, what: str, done: int, total: int) -> None:
         thing = what.partition(":")[0]
         if not self.console.is_terminal:
             if thing not in self.told:
@@ -72,16 +78,10 @@ class Screen:
             self.bar.remove_task(self.bars.pop(thing))
 
     def score(self, score: Score) -> None:
-        """A number has arrived: show it."""
-        from superb_lite.report import terminal
-        from superb_lite.results import ResultsTable
-
+        """A number has arrived: show it. The table is drawn when it is looked at, not once per number."""
         self.scores.append(score)
+        self.stale = True
         if self.console.is_terminal:
-            table = ResultsTable(self.scores)
-            names = dict.fromkeys(row.upstream for row in self.scores)
-            shown = {table.reference, *list(names)[-LATEST:]}
-            self.rows = terminal(ResultsTable(row for row in self.scores if row.upstream in shown), final=False)
             return
         typer.echo(
             f"{score.task:4} {score.upstream:14} round {score.round} seed {score.seed}  "

@@ -217,7 +217,7 @@ def view(table: ResultsTable, round: int, reference: str | None = None) -> View:
         spreads=table.pivot(round, "spread").loc[names],
         black=table.black(reference, round=round).loc[names].astype(bool),
         place=standing(table, round).loc[names],
-        titles=tuple(heading(table, task, metric) for task, metric in means.columns),
+        titles=tuple(table.heading(task, metric) for task, metric in means.columns),
         decimals=tuple(table.metric(task, metric).decimals for task, metric in means.columns),
     )
 
@@ -240,11 +240,6 @@ def standing(table: ResultsTable, round: int) -> pandas.DataFrame:
         last, best = places.min(), places.max()
         result[(task, metric)] = (places - last) / (best - last) if best > last else places * 0 + 1
     return result
-
-
-def heading(table: ResultsTable, task: str, metric: str) -> str:
-    """The title of a column, with the direction that is better, such as ``KS acc ↑``."""
-    return f"{task.upper()} {metric} {'↑' if table.metric(task, metric).higher_is_better else '↓'}"
 
 
 def table_heatmap(

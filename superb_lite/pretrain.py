@@ -11,6 +11,7 @@ Command: ``superb-lite pretrain tiny_hubert``. Taught in notebook 01 (pre-train 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, replace
@@ -287,7 +288,8 @@ class _Run:
 
     def _units(self, stage: Stage, number: int) -> tuple[np.ndarray, np.ndarray]:
         """The units of a stage, from the file beside the checkpoint if they were found before."""
-        path = self.checkpoint.with_suffix(f".units{number}.npz")
+        tag = hashlib.sha256(self._recipe().encode()).hexdigest()[:8]  # they come before the first checkpoint
+        path = self.checkpoint.with_suffix(f".units{number}-{tag}.npz")
         if not path.exists():
             found = find_units(self.network, self.pretext, self.speech, stage, self.plan.seed, self.progress)
             _save_units(path, *found)
@@ -295,7 +297,8 @@ class _Run:
         return found["units"], found["firsts"]
 
     def _recipe(self) -> str:
-        return repr((self.name, self.plan, self.pretext.stages, self.pretext.lr))
+        heard = len(self.speech), int(self.speech.lengths.sum())
+        return repr((self.name, self.plan, self.pretext.stages, self.pretext.lr, heard))
 
     def _saved(self) -> dict[str, Any] | None:
         """What an earlier run left. Raises SuperbLiteError if it had another recipe: going on would mix the two."""

@@ -234,16 +234,22 @@ def check_labels(task: Task, split: Split, stride: int) -> None:
     """Encode every label of a split once, before hours of extraction. Raises LabelMissing, ContractBroken."""
     if not split.clips:
         raise ContractBroken(f"the {split.name} split of {split.corpus} has no clips for task {task.key!r}")
-    ids = [clip.id for clip in split.clips]
-    if len(set(ids)) < len(ids):
-        twice = next(name for name in ids if ids.count(name) > 1)
-        raise ContractBroken(f"two clips of {split.corpus} {split.name} have the id {twice!r}; ids must be unique")
-    strangers = {name for first, second, _ in split.trials for name in (first, second)} - set(ids)
+    _check_ids(split)
+    strangers = {name for first, second, _ in split.trials for name in (first, second)}
+    strangers -= {clip.id for clip in split.clips}
     if strangers:
         raise ContractBroken(f"a trial of {split.corpus} {split.name} names {sorted(strangers)[0]!r}, which is no clip")
     if task.encode is not None:
         frames = torch.tensor([max(1, round(clip.seconds * RATE / stride)) for clip in split.clips])
         task.encode(split.clips, frames, stride, split)
+
+
+def _check_ids(split: Split) -> None:
+    """Predictions are kept by id. Raises ContractBroken if two clips share one."""
+    ids = [clip.id for clip in split.clips]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        raise ContractBroken(f"two clips of {split.corpus} {split.name} have the id {twice!r}; ids must be unique")
 
 
 # ------------------------------------------------------------------------------------------------- loop
@@ -424,6 +430,7 @@ def _load_split(probe: Probe, split: str | Split) -> Split:
             f"the {split.name} split of {split.corpus} has {len(split.classes)} classes that are not the "
             f"{len(probe.classes)} this probe was trained on; build the split with the same classes"
         )
+    _check_ids(split)
     return split
 
 

@@ -25,11 +25,13 @@ from superb_lite.types import Score, SuperbLiteError
 if TYPE_CHECKING:
     import pandas
     from rich.console import RenderableType
+    from rich.text import Text
 
     from superb_lite.results import ResultsTable
 
 MARK = "■"  # goes with the colour black, for eyes, screens and files that have no colours
-MOST_UPSTREAMS, MOST_TASKS = 5, 4  # beside each other in a terminal of 80 characters
+ROOM = 80  # characters across in a terminal
+MOST_TASKS = 4  # beside each other in a terminal
 
 
 def write_report(table: ResultsTable, out: str | Path, *, reference: str | None = None) -> tuple[Path, ...]:
@@ -147,7 +149,8 @@ def to_wide(table: ResultsTable, *, reference: str | None = None) -> pandas.Data
                 row[f"{key}_lr"] = rates.get((number, name, task, metric))
                 row[f"{key}_black"] = bool(seen.black.loc[cell])
             rows.append(row)
-    return pandas.DataFrame(rows).round(6)
+    wide = pandas.DataFrame(rows)
+    return wide.round({name: 4 for name in wide.columns if not name.endswith("_lr")})
 
 
 def picture(table: ResultsTable, *, reference: str | None = None) -> bytes:
@@ -321,7 +324,7 @@ def _html_cell(table: ResultsTable, seen: View, row: int, column: int) -> str:
         return f'<td class="none" data-value=""><span class="said">no score</span>{text}</td>'
     name, (task, metric) = seen.means.index[row], seen.means.columns[column]
     chosen = [s for s in table.scores if _is(s, seen.round, name, task, metric)]
-    hover = escape("\n".join(origin(score) for score in chosen))
+    hover = escape("\n".join(origin_in_words(score) for score in chosen))
     if seen.black.iloc[row, column]:
         look, said = 'class="black"', f'<span class="said">worse than {escape(seen.reference)}: </span>'
     else:
@@ -336,7 +339,7 @@ def _is(score: Score, round: int, upstream: str, task: str, metric: str) -> bool
     return ours == ("test", round, upstream, task, metric)
 
 
-def origin(score: Score) -> str:
+def origin_in_words(score: Score) -> str:
     """Where a number comes from, in a line: seed, value, recipe, layer weights, data and weights.
 
     Of a published number we know the source only, which stands in `device`.
@@ -356,7 +359,7 @@ def _html_origins(scores: Iterable[Score]) -> str:
     """Every row with its origin, for readers who cannot point at a cell."""
     lines = "".join(
         f"<tr><td>{score.round}</td><td>{escape(score.upstream)}</td><td>{escape(_column(score))}</td>"
-        f"<td>{escape(origin(score))}</td></tr>"
+        f"<td>{escape(origin_in_words(score))}</td></tr>"
         for score in scores
     )
     heads = "".join(f'<th scope="col">{name}</th>' for name in ("round", "upstream", "column", "origin"))
@@ -387,10 +390,8 @@ def terminal(table: ResultsTable, *, reference: str | None = None, final: bool =
 
 
 def _terminal_round(seen: View) -> RenderableType:
-    """Upstreams below each other, in blocks of a few tasks; if tasks are many and upstreams few, the other way round."""
-    from rich.box import SIMPLE
+    """Tasks below each other if all upstreams fit beside each other; else upstreams, in blocks of a few tasks."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     def cell(row: int, column: int) -> Text:
@@ -399,25 +400,40 @@ def _terminal_round(seen: View) -> RenderableType:
             return Text(f"{MARK} {text}", style="white on black")
         return Text(text, style="bold" if seen.place.iloc[row, column] == 1 else "")
 
-    def grid(corner: str, heads: Sequence[str]) -> Table:
-        table = Table(box=SIMPLE)
-        table.add_column(corner, no_wrap=True)
-        for head in heads:
-            table.add_column(head, justify="right", no_wrap=True)
-        return table
-
     says = f"{MARK} worse than {seen.reference}" if seen.reference in seen.means.index else seen.says
     names, titles = list(seen.means.index), seen.titles
-    if len(names) <= MOST_UPSTREAMS and len(titles) > MOST_TASKS:
-        grids = [grid("task", names)]
-        for column, title in enumerate(titles):
-            grids[0].add_row(title, *(cell(row, column) for row in range(len(names))))
+    cells = [[cell(row, column) for column in range(len(titles))] for row in range(len(names))]
+    turned = [list(column) for column in zip(*cells, strict=True)]
+    if len(titles) > MOST_TASKS and _fits(titles, names, turned):
+        grids = [_grid("task", names, titles, turned)]
     else:
-        grids = []
-        for first in range(0, len(titles), MOST_TASKS):
-            columns = range(first, min(first + MOST_TASKS, len(titles)))
-            grids.append(grid("upstream", [titles[column] for column in columns]))
-            for row, name in enumerate(names):
-                cells = (cell(row, column) for column in columns)
-                grids[-1].add_row(name, *cells, end_section=name == seen.reference)
+        grids, first = [], 0
+        while first < len(titles):
+            last = first + MOST_TASKS
+            while last > first + 1 and not _fits(names, titles[first:last], [row[first:last] for row in cells]):
+                last -= 1
+            block = [row[first:last] for row in cells]
+            grids.append(_grid("upstream", titles[first:last], names, block, line_below=seen.reference))
+            first = last
     return Group(Text(f"Round {seen.round}  ({says})", style="bold"), *grids)
+
+
+def _fits(rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[Text]]) -> bool:
+    """Is there room for a grid with these headings and cells? Every column has three characters of air."""
+    widths = [max(len(head), *map(len, column)) for head, column in zip(columns, zip(*cells, strict=True), strict=True)]
+    return max(map(len, rows)) + sum(widths) + 3 * (len(widths) + 1) + 1 <= ROOM
+
+
+def _grid(
+    corner: str, columns: Sequence[str], rows: Sequence[str], cells: Sequence[Sequence[Text]], line_below: str = ""
+) -> RenderableType:
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    grid = Table(box=SIMPLE)
+    grid.add_column(corner, no_wrap=True)
+    for head in columns:
+        grid.add_column(head, justify="right", no_wrap=True)
+    for name, row in zip(rows, cells, strict=True):
+        grid.add_row(name, *row, end_section=name == line_below)
+    return grid

@@ -119,13 +119,6 @@ class ResultsFile:
                 f"{', '.join(_FIELDS)}. Repair or remove that line; nothing was changed"
             ) from error
 
-    def has(self, **wanted: Any) -> bool:
-        """True if a row has all these values, as in ``has(task="ks", upstream="fbank", seed=0)``."""
-        unknown = sorted(set(wanted) - set(_FIELDS))
-        if unknown:
-            raise UnknownName.among("field of a result", unknown[0], _FIELDS)
-        return any(all(getattr(row, name) == value for name, value in wanted.items()) for row in self.rows())
-
 
 _TAIL_BYTES = 1 << 16  # far more than a row: where to look for a torn last line
 _FIELDS = tuple(field.name for field in fields(Score))
@@ -205,6 +198,10 @@ class ResultsTable:
             if known.key == metric:
                 return known
         raise UnknownName.among(f"metric of task {task!r}", metric, [known.key for known in found.metrics])
+
+    def heading(self, task: str, metric: str) -> str:
+        """The title of a column, with the direction that is better, such as ``KS acc ↑``."""
+        return f"{task.upper()} {metric} {'↑' if self.metric(task, metric).higher_is_better else '↓'}"
 
     def to_frame(self) -> pandas.DataFrame:
         """All rows as they are: a column per field of `Score`."""
@@ -297,7 +294,7 @@ class ResultsTable:
 
     def _html(self, round: int) -> str:
         means, spreads, black = self.pivot(round), self.pivot(round, "spread"), self.black(round=round)
-        heads = "".join(f"<th>{escape(self._head(task, metric))}</th>" for task, metric in means.columns)
+        heads = "".join(f"<th>{escape(self.heading(task, metric))}</th>" for task, metric in means.columns)
         lines = []
         for name in means.index:
             cells = ""
@@ -306,9 +303,6 @@ class ResultsTable:
                 cells += f"<td{_PAINT if black.loc[name, column] else ''}>{escape(text)}</td>"
             lines.append(f"<tr><th>{escape(name)}</th>{cells}</tr>")
         return f"<table><caption>round {round}</caption><tr><th></th>{heads}</tr>{''.join(lines)}</table>"
-
-    def _head(self, task: str, metric: str) -> str:
-        return f"{task.upper()} {metric} {'↑' if self.metric(task, metric).higher_is_better else '↓'}"
 
 
 _PAINT = ' style="background:#000;color:#fff"'

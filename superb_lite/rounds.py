@@ -8,6 +8,7 @@ Taught in notebooks 14 (round one) and 15 (round two).
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -26,7 +27,7 @@ from superb_lite.upstreams import check_name, list_upstreams
 
 DEFAULT_UPSTREAMS = ("fbank", "random", "tiny_hubert")
 RESULTS = "results.jsonl"
-AHEAD = 8  # heads whose features may be extracted before it is their turn
+PATIENCE_SEC = 1.0  # a wait without an end cannot be interrupted everywhere
 
 OnScore = Callable[[Score], None]
 
@@ -37,7 +38,7 @@ ROUNDS = (ROUND_1, ROUND_2, ROUND_3)
 
 
 def get_round(round: int | Round) -> Round:
-    """The round of that number; a `Round` is given back as it is. Raises UnknownName."""
+    """The round of that number; a `Round` is given back as it is. Raises UnknownName for anything else."""
     if isinstance(round, Round):
         return round
     for known in ROUNDS:
@@ -86,7 +87,8 @@ def olympics(
             on dev (primary metric, mean over folds) is used for all seeds and folds. Only its heads get test rows;
             rows of the others are about dev. SUPERB allows no other setting to be tuned
         out: folder of ``results.jsonl``; rows in it of the same origin are not computed again
-        progress: called as (what, done, all): ``"olympics"`` counts heads, other names what is being done for the next
+        progress: called as (what, done, all): ``"olympics"`` counts heads, other names what is being done for the next;
+            with several workers also from another thread, but one call at a time
         on_score: called with every row of the table when it is known, also with those that were there before
         adjust: changes recipes, as `quick` does
         workers: heads to train at the same time, each in a process and one thread of its own. The table is the same.
@@ -97,7 +99,8 @@ def olympics(
     Raises:
         SuperbLiteError: round 3 is asked for (other rounds need no fine-tuning), workers were killed, or the cluster
             does not answer.
-        UnknownName, CorpusMissing, LabelMissing: before anything is computed.
+        UnknownName, CorpusMissing, LabelMissing, ContractBroken, CheckpointRefused: before anything is computed.
+        AudioError, ContractBroken: a file or an upstream is broken; what was finished before is kept.
         ResultsBroken: results.jsonl cannot be read or written, or another run is writing it; its rows are untouched.
 
     >>> olympics(["fbank", "tiny_hubert"], ["ks"], seeds=3)  # doctest: +SKIP
@@ -109,6 +112,8 @@ def olympics(
     for name in contestants:
         if isinstance(name, str):
             check_name(name)
+    if workers < 1:
+        raise SuperbLiteError(f"workers is {workers}, expected at least 1 head at a time")
     if not lr_factors or min(lr_factors) <= 0:
         raise SuperbLiteError(f"lr_factors is {lr_factors!r}, expected positive numbers such as (0.1, 1, 10)")
     events = plan_events(tasks, corpus, adjust)
@@ -116,6 +121,7 @@ def olympics(
     numbers = tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     cells = [cell for entry in entries for cell in plan_cells(entry, events, chosen, numbers, lr_factors)]
     file, store = ResultsFile(Path(out) / RESULTS), FeatureStore() if store is None else store
+    progress = None if progress is None else _in_turn(progress)
     with file.reserved(), open_engine(engine, workers, address, events, store, device, progress) as trainer:
         scores = _Games(file, trainer, device, progress, on_score).run(cells)
     return ResultsTable(scores, [event.task for event in events])
@@ -130,6 +136,17 @@ def _playable(round: int | Round) -> Round:
             "ask for rounds 1 and 2"
         )
     return found
+
+
+def _in_turn(progress: Progress) -> Progress:
+    """The same, but one call at a time, whichever thread calls."""
+    lock = threading.Lock()
+
+    def tell(what: str, done: int, total: int) -> None:
+        with lock:
+            progress(what, done, total)
+
+    return tell
 
 
 class _Games:
@@ -153,15 +170,16 @@ class _Games:
             self.queue.extend(self._open(cell))
         self._report()
         while self.queue or self.running:
+            for future in [future for future in self.running if future.done()]:
+                self._keep(self.running.pop(future), future.result())  # to the disk before anything that takes long
+            filling = None
             if self.queue:
-                job, *others = islice(self.queue, 1 + AHEAD)
-                self.engine.prepare(job, others)  # features are extracted while all workers are busy
-            if self.queue and len(self.running) < self.engine.width:
+                filling = self.engine.prepare(self.queue[0], islice(self.queue, 1, None))
+            if self.queue and filling is None and len(self.running) < self.engine.width:
                 self._start(self.queue.popleft())
             else:
-                finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    self._keep(self.running.pop(future), future.result())
+                coming = [*self.running, *([] if filling is None else [filling])]
+                wait(coming, timeout=PATIENCE_SEC, return_when=FIRST_COMPLETED)
         finals = [job for cell in cells for job in cell.final(choose_rate(cell, self.known))]
         return [self.known[origin(row)] for job in finals for row in job.rows()]
 

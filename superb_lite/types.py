@@ -323,13 +323,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Round:
-    """The rules of one round, as data. `reference` is the upstream below which a cell is black."""
+    """The rules of one round, as data."""
 
     number: int
     name: str
     title: str
     layers: Layers
-    reference: str = "fbank"
     frozen: bool = True
 
 

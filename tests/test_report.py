@@ -239,10 +239,23 @@ def test_a_large_table_fits_a_terminal_of_80_characters(table):
         assert f"{mean:.1f}" in text or f"{mean:.3f}" in text
 
 
+def test_a_table_with_spread_fits_too():
+    names = ("fbank", "fbank_cmvn", "random", "tiny_wav2vec2_large", "tiny_hubert")
+    tasks = (("pr", "per"), ("asr", "wer"), ("qbe", "mtwv"), ("asv", "eer"), ("sd", "der"), ("er", "acc"))
+    scores = [
+        make_score(upstream=name, task=task, metric=metric, value=50.0 + number + seed, seed=seed)
+        for number, name in enumerate(names)
+        for task, metric in tasks
+        for seed in range(3)
+    ]
+    text = printed(ResultsTable(scores), width=80)
+    assert "…" not in text and text.count("±") == len(names) * len(tasks)
+
+
 def test_of_a_published_number_the_source_is_told():
     from superb_lite.published import published_table
 
-    told = report.origin(published_table(2).scores[0])
+    told = report.origin_in_words(published_table(2).scores[0])
     assert "nan" not in told and "0 clips" not in told and "superbbenchmark" in told
 
 

@@ -40,15 +40,6 @@ def test_rows_come_back_as_they_were(tmp_path):
     ).split()
 
 
-def test_has(tmp_path):
-    file = ResultsFile(tmp_path / "results.jsonl")
-    file.append(ROW)
-    assert file.has(task="ks", seed=0)
-    assert not file.has(task="ks", seed=1)
-    with pytest.raises(UnknownName, match="did you mean 'upstream'"):
-        file.has(upstreams="fbank")
-
-
 @pytest.mark.parametrize("cut", [1, 30, 200])
 def test_torn_last_line_is_skipped_and_then_cut(tmp_path, cut):
     file = ResultsFile(tmp_path / "results.jsonl")

@@ -7,12 +7,14 @@ Taught in notebooks 03 to 12, one for each task.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 
 from superb_lite.types import Task, UnknownName
 
 
+@functools.cache
 def list_tasks() -> tuple[str, ...]:
     """Keys of all tasks, sorted: the names of the files in this folder that do not start with ``_``."""
     return tuple(sorted(found.name for found in pkgutil.iter_modules(__path__) if not found.name.startswith("_")))
