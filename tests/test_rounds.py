@@ -120,7 +120,8 @@ def test_finished_heads_are_on_the_disk_before_the_next_features_are_extracted(r
         run(progress=interrupt, workers=workers)
     rows = ResultsFile(tmp_path / "out" / "results.jsonl").rows()
     assert {row.upstream for row in rows} == {"one"}
-    assert len(rows) == whole if workers == 1 else rows, "with several, the next features are extracted early"
+    if workers == 1:  # several are still training when the next features are extracted, which is early
+        assert len(rows) == whole
 
 
 def test_no_workers_are_refused(run):

@@ -7,7 +7,8 @@ Four files lie here, one line per upstream; the numbers stand in them as they we
   the leaderboard later, ``rerun`` (by the benchmark itself), ``submission``, or ``unverified``.
 - ``upstreams.csv``: table 1 of the paper (arXiv:2105.01051). ``sources.csv``: what the column `source` stands for.
 
-A fifth file is ours: ``mini.jsonl``, the rows that our own tournament wrote on the corpus `mini`.
+Two files are ours: ``mini.jsonl``, the rows that our own tournament wrote on the corpus `mini`, and ``mini.png``, its
+round 2 as `superb_lite.report.picture` draws it, in fewer colours, for the README.
 
 Upstreams carry the names of this library. The paper's FBANK is `fbank_cmvn`: it was normalised per utterance, which
 leaves nothing to the mean-pool heads of KS, IC, SID and ER. `fbank` is the line that replaced it on the leaderboard.
