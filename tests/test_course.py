@@ -858,6 +858,26 @@ def test_outputs_are_compared_strictly_and_inside_their_time(checkout):
     assert sum("minutes, 0 are allowed" in problem for problem in found) == len(found) - 1 == 2
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_kernel_that_misses_its_start_gets_a_second_chance(checkout, monkeypatch, tmp_path, times):
+    """A machine that is too busy says nothing about a notebook; one on which no kernel starts is a problem."""
+    pytest.importorskip("nbval")
+    (tmp_path / "left").write_text("x" * times)
+    (tmp_path / "sitecustomize.py").write_text(
+        "import pathlib, sys\n"
+        "left = pathlib.Path(__file__).with_name('left')\n"
+        "if 'ipykernel_launcher' in sys.orig_argv and left.read_text():\n"
+        "    left.write_text(left.read_text()[1:])\n"
+        "    raise SystemExit(1)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    said: list[str] = []
+    found = verify.run_problems(checkout, [both(checkout)[1]], 8, said.append)
+    assert said[0] == "notebooks/99_demo.ipynb: its kernel did not start, once more"
+    assert found == ["notebooks/99_demo.ipynb: its kernel did not start, twice"] * (times - 1)
+
+
 def test_the_commands(checkout, monkeypatch):
     from typer.testing import CliRunner
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from superb_lite.course.build import (
@@ -142,17 +143,14 @@ def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: C
     if missing:
         raise CourseBroken(f"running the notebooks needs {' and '.join(missing)}: python -m pip install -e .[test]")
     with tempfile.TemporaryDirectory(prefix="superb_lite_") as folder, kernel_environment() as env:
-        report, ini = Path(folder, "report.xml"), Path(folder, "pytest.ini")
-        ini.write_text("[pytest]\n")  # not the checkout's own settings: they are for its tests
         env.setdefault("SUPERB_LITE_CACHE", str(Path(folder, "cache")))
-        if "-n" in _parallel(paths):
-            env["OMP_NUM_THREADS"] = "1"  # kernels that share a core slow each other down tenfold
-        done = subprocess.run(_command(project, paths, ini, report), env=env, cwd=project.root, check=False)
-        if done.returncode >= DAMAGED_RUN or not report.is_file():
-            raise CourseBroken(f"pytest ended with code {done.returncode} and compared nothing; its words are above")
-        failures, seconds = read_report(report)
-    names = [f"{path.parent.name}/{path.name}" for path in paths]
-    seconds = {name: seconds[name] for name in names if name in seconds}  # several at once finish in any order
+        found = _compare(project, paths, Path(folder), env)
+        for path in paths:  # a kernel may miss its start on a crowded machine; that says nothing about the notebook
+            if _name(path) in found.unstarted:
+                say(f"{_name(path)}: its kernel did not start, once more")
+                found = found.then(_compare(project, [path], Path(folder), env))
+    names = [_name(path) for path in paths]
+    seconds = {name: found.seconds[name] for name in names if name in found.seconds}  # the order of finishing is any
     for name, taken in seconds.items():
         say(f"{name}: {taken / 60:.1f} minutes")
     slow = [
@@ -160,7 +158,55 @@ def run_problems(project: Project, paths: Sequence[Path], minutes: float, say: C
         for name, taken in seconds.items()
         if taken > 60 * minutes
     ]
-    return [*failures, *slow, *(f"{name}: was not run at all" for name in names if name not in seconds)]
+    unstarted = [f"{name}: its kernel did not start, twice" for name in names if name in found.unstarted]
+    lost = [f"{name}: was not run at all" for name in names if name not in seconds]
+    return [*found.failures, *slow, *unstarted, *lost]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What pytest says of some notebooks: cells that differ, as sentences; seconds; notebooks without a kernel."""
+
+    failures: tuple[str, ...]
+    seconds: dict[str, float]
+    unstarted: frozenset[str]
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """From pytest's XML, in which a cell whose kernel did not start is an error, not a failure."""
+        failures, seconds, unstarted = [], {}, set()
+        for case in ET.parse(path).getroot().iter("testcase"):
+            name = notebook_of(case.get("classname", ""), case.get("name", ""))
+            seconds[name] = seconds.get(name, 0.0) + float(case.get("time", 0))
+            if case.find("error") is not None:
+                unstarted.add(name)
+            elif case.find("failure") is not None:
+                failures.append(f"{name}, {case.get('name', '').split('::')[-1]}: does not give the stored output")
+        return cls(tuple(failures), seconds, frozenset(unstarted))
+
+    def then(self, other: Report) -> Report:
+        """With what a later run found; it knows better about the notebooks in it."""
+        unstarted = (self.unstarted - other.seconds.keys()) | other.unstarted
+        return Report((*self.failures, *other.failures), self.seconds | other.seconds, unstarted)
+
+
+def _compare(project: Project, paths: Sequence[Path], folder: Path, env: dict[str, str]) -> Report:
+    """One run of pytest over these notebooks. Raises CourseBroken if it could not do its work."""
+    report, ini = folder / "report.xml", folder / "pytest.ini"
+    report.unlink(missing_ok=True)
+    ini.write_text("[pytest]\n")  # not the checkout's own settings: they are for its tests
+    parallel = _parallel(paths)
+    if "-n" in parallel:
+        env = env | {"OMP_NUM_THREADS": "1"}  # kernels that share a core slow each other down tenfold
+    command = _command(project, paths, parallel, ini, report)
+    done = subprocess.run(command, env=env, cwd=project.root, check=False)
+    if done.returncode >= DAMAGED_RUN or not report.is_file():
+        raise CourseBroken(f"pytest ended with code {done.returncode} and compared nothing; its words are above")
+    return Report.read(report)
+
+
+def _name(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
 
 
 def _parallel(paths: Sequence[Path]) -> list[str]:
@@ -173,8 +219,8 @@ def _parallel(paths: Sequence[Path]) -> list[str]:
     return ["-n", str(count), "--dist", "loadscope"]
 
 
-def _command(project: Project, paths: Sequence[Path], ini: Path, report: Path) -> list[str]:
-    plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", *_parallel(paths)]
+def _command(project: Project, paths: Sequence[Path], parallel: Sequence[str], ini: Path, report: Path) -> list[str]:
+    plugins = ["-p", "no:cacheprovider", "-p", "no:randomly", *parallel]
     options = [
         "--nbval",
         "--nbval-current-env",
@@ -185,18 +231,6 @@ def _command(project: Project, paths: Sequence[Path], ini: Path, report: Path) -
     ]
     where = [f"--rootdir={project.root}", "-c", str(ini), "--no-header", "-q"]
     return [sys.executable, "-m", "pytest", *plugins, *options, *where, *map(os.fspath, paths)]
-
-
-def read_report(report: Path) -> tuple[list[str], dict[str, float]]:
-    """Failures as sentences, and the seconds of each notebook, from pytest's XML report."""
-    failures: list[str] = []
-    seconds: dict[str, float] = {}
-    for case in ET.parse(report).getroot().iter("testcase"):
-        name = notebook_of(case.get("classname", ""), case.get("name", ""))
-        seconds[name] = seconds.get(name, 0.0) + float(case.get("time", 0))
-        if case.find("failure") is not None or case.find("error") is not None:
-            failures.append(f"{name}, {case.get('name', '').split('::')[-1]}: does not give the stored output")
-    return failures, seconds
 
 
 def notebook_of(classname: str, name: str) -> str:
