@@ -31,8 +31,8 @@ from superb_lite import _eviction
 PYTHON_FROM, PYTHON_BEFORE = (3, 11), (3, 14)
 NEEDED_GB, COMFORTABLE_GB = 1.0, 3.0  # stored features of the default corpus; the second leaves room for `digits`
 
-# A CPU-only torch satisfies "2.11.*" as well, so that only --force-reinstall replaces it.
-MEND_TORCH = 'python -m pip install --force-reinstall "torch==2.11.*" "torchaudio==2.11.*"'
+# A CPU-only torch satisfies "2.11.0" as well, so that only --force-reinstall replaces it.
+MEND_TORCH = 'python -m pip install --force-reinstall "torch==2.11.0" "torchaudio==2.11.0"'
 MEND_CORE = "python -m pip install --upgrade --force-reinstall soundfile soxr"
 MEND_LAB = 'python -m pip install -e ".[lab]"'
 MEND_PACKAGE = "python -m pip install --force-reinstall --no-deps -e .  (in the repository root)"
@@ -109,7 +109,7 @@ def check_torch(found: dict, error: str) -> Check:
 
 def _explain(torch: str, audio: str, error: str) -> str:
     """One sentence on why the pair does not load."""
-    if _minor(torch) != _minor(audio):
+    if torch.partition("+")[0] != audio.partition("+")[0]:
         why = "a torchaudio works only with the torch of the same number"
     elif "+cpu" in torch and "+cpu" not in audio or "CUDA" in error:
         why = "one is built for the CPU and the other for a GPU, or for another CUDA version"

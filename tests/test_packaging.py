@@ -54,7 +54,7 @@ def test_torch_and_torchaudio_have_the_same_bounds_and_newer_torch_is_out():
     assert CORE["torch"].specifier == CORE["torchaudio"].specifier
     for version in ("2.11.0", "2.11.0+cpu", "2.11.0+cu128"):
         assert CORE["torch"].specifier.contains(version)
-    for version in ("2.10.2", "2.12.0", "2.15.0"):
+    for version in ("2.10.2", "2.11.1", "2.12.0", "2.15.0"):
         assert not CORE["torch"].specifier.contains(version)
 
 
