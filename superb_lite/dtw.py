@@ -25,16 +25,16 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-import torch.utils.mkldnn
 from torch import Tensor
-from torch.nn.utils import skip_init
 
 MIN_FRAMES = 5  # queries with fewer frames score 0 with every document
 STD_FLOOR = 1e-9  # of features, and of the scores of a query
 RANGE_FLOOR = 1e-9  # of the local distances of one query frame
 
 ROWS, COLUMNS = 512, 2048  # about so many query and document frames in one matrix, to stay in the processor's cache
-FLOOR = RANGE_FLOOR / math.e  # of what is compared here, see `_priced`
+FLOOR = RANGE_FLOOR / math.e  # of what is compared here, see `_costs`
+_SERIES = tuple(np.float32((-1) ** n / math.factorial(n)) for n in reversed(range(11)))  # what is left out: 3e-8
+CLIPS = 16  # see `_cosines`
 NARROW = 0.1  # a row whose range is below this part of its largest value is too flat for float32
 
 _DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -182,9 +182,8 @@ def scores(queries: Sequence[Any], documents: Sequence[Any]) -> Tensor:
 
     def search(places: list[int]) -> None:
         block = _Block.of(documents, places)
-        cosines = _cosines_with(block.frames)
         for some in asked:
-            cost[np.ix_(some.places, places)] = _costs(some, block, cosines(some.frames))
+            cost[np.ix_(some.places, places)] = _costs(some, block)
 
     with _one_thread_each() as pool:
         list(pool.map(search, _shares(documents, 1, COLUMNS)))
@@ -224,39 +223,50 @@ class _Block:
         return cls(places, clips, np.cumsum([0, *map(len, clips)]), _unit(torch.cat(clips).float().cpu()))
 
 
-def _cosines_with(documents: Tensor) -> Callable[[Tensor], Tensor]:
-    """What makes (query frames, dim) unit vectors (query frames, document frames) cosines, for many such queries.
-
-    oneDNN multiplies matrices more than twice as fast as torch.mm where that one's library, MKL, meets a processor that
-    is not Intel's; elsewhere they are even.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return lambda queries: queries @ documents.T
-    linear = skip_init(torch.nn.Linear, documents.shape[1], len(documents), bias=False)
-    linear.weight = torch.nn.Parameter(documents, requires_grad=False)
-    return torch.utils.mkldnn.to_mkldnn(linear)
-
-
-def _costs(queries: _Block, documents: _Block, cosines: Tensor) -> np.ndarray:
-    """(queries, documents) float64: the price of the best path of every pair. Overwrites cosines, of all frames."""
-    cost, narrow = _priced(cosines.neg_(), queries.starts, documents.starts)
+def _costs(queries: _Block, documents: _Block) -> np.ndarray:
+    """(queries, documents) float64: the price of the best path of every pair."""
+    matrix = _cosines(queries.frames, documents.frames).numpy()
+    _exp_of_minus(matrix)  # up to a factor and a constant this is exp(1 - cosine) - 1, and scaling removes both
+    cost, narrow = _priced(matrix, queries.starts, documents.starts)
     for i, j in zip(*narrow.nonzero(), strict=True):  # stretching a flat row magnifies rounding: once more, precisely
         query, document = (_unit(clip.double().cpu()) for clip in (queries.clips[i], documents.clips[j]))
         ends = np.array([0, len(query)]), np.array([0, len(document)])
-        cost[i, j] = _priced(query.neg() @ document.T, *ends)[0].item()
+        cost[i, j] = _priced(torch.exp(-query @ document.T).numpy(), *ends)[0].item()
     return cost
 
 
-def _priced(opposite: Tensor, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
-    """What `_walk` finds, float64 prices and bool marks, from negative cosines in either precision (overwritten)."""
-    # exp(-cosine) is exp(1 - cosine) - 1 up to a factor and a constant, and scaling removes both
-    unlike = opposite.exp_().numpy()
+def _cosines(queries: Tensor, documents: Tensor) -> Tensor:
+    """(query frames, dim) and (document frames, dim) of length 1 -> (query frames, document frames).
+
+    A matrix product, written as a convolution over single points: from 16 clips in a batch on, torch leaves those to
+    oneDNN. Its plain product is MKL's, which needs more than twice as long on a processor that is not Intel's.
+    """
+    rows, dim = queries.shape
+    points = torch.nn.functional.pad(queries, (0, 0, 0, -rows % CLIPS)).view(CLIPS, -1, 1, dim)
+    found = torch.nn.functional.conv2d(points.permute(0, 3, 1, 2), documents[:, :, None, None])
+    return found.permute(0, 2, 3, 1).reshape(-1, len(documents))[:rows]
+
+
+def _priced(unlike: np.ndarray, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What `_walk` finds, float64 prices and bool marks, in either precision."""
     cost = np.zeros((len(rows) - 1, len(columns) - 1))
     narrow = np.zeros(cost.shape, dtype=bool)
     ends = np.zeros(2, unlike.dtype)
     bits = f"i{unlike.itemsize}"
     _walk(unlike, unlike.view(bits), rows, columns, ends, ends.view(bits), cost, narrow)
     return cost, narrow
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"})
+def _exp_of_minus(matrix):
+    """Numbers between -1 and 1 become exp(-number), as exactly as float32 can say it: ten terms of the series."""
+    c10, c9, c8, c7, c6, c5, c4, c3, c2, c1, c0 = _SERIES  # by name: a loop over them would not run in vectors
+    for number in range(len(matrix)):
+        row = matrix[number]
+        for place in range(len(row)):
+            x = row[place]
+            high = c4 + x * (c5 + x * (c6 + x * (c7 + x * (c8 + x * (c9 + x * c10)))))
+            row[place] = c0 + x * (c1 + x * (c2 + x * (c3 + x * high)))
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz", "contract"})

@@ -362,7 +362,7 @@ def test_a_broken_torch_sends_to_the_doctor(package, tmp_path):
     [
         (("2.11.0+cu130", "2.11.0+cu130"), "", "ok", "torch 2.11.0+cu130 and torchaudio 2.11.0+cu130"),
         (("2.15.0", "2.11.0"), "RuntimeError: different CUDA", "fail", "only with the torch of the same number"),
-        (("2.11.0", "2.11.1"), "OSError: Could not load this library", "fail", "only with the torch of the same number"),
+        (("2.11.0", "2.11.1"), "OSError: Could not load it", "fail", "only with the torch of the same number"),
         (("2.11.0+cpu", "2.11.0"), "OSError: libtorchaudio.so", "fail", "one is built for the CPU"),
         (("2.11.0", "2.11.0"), "ImportError: bad file", "fail", "the installation is damaged (ImportError: bad file)"),
         (("2.11.0", None), "No module named 'torchaudio'", "fail", "torchaudio not installed"),
