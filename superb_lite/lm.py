@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import heapq
 import math
+import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -172,7 +173,7 @@ class Hypothesis:
         return self.sound + lm_weight * self.language + word_score * self.words
 
 
-@dataclass
+@dataclass(eq=False)
 class _Prefix:
     """The beginning of a sentence: letters so far, as a place in the lexicon, and the words before it."""
 
@@ -183,6 +184,12 @@ class _Prefix:
     language: float
     bonus: float  # what language model, word score and hope add to its rank
     longer: dict[int, _Prefix | None] = field(default_factory=dict)
+
+
+# rank; log-probability of all paths that end in silence, in the last letter, and of both
+_Path = tuple[float, _Prefix, float, float, float]
+_rank = operator.itemgetter(0)
+_UNSEEN = object()
 
 
 def beam_search(
@@ -207,21 +214,42 @@ def beam_search(
     """
     frames, quiet = _frames(log_probs, lexicon, floor)
     root = _Prefix(-1, 0, lexicon.lm.start, (), 0.0, 0.0)
-    live: list[tuple[_Prefix, float, float, float]] = [(root, 0.0, NEVER, 0.0)]  # silent, sounding, both
+    live: list[_Path] = [(0.0, root, 0.0, NEVER, 0.0)]
     for (row, likely), silence in zip(frames, quiet, strict=True):
-        found: dict[int, list] = {}
-        for prefix, silent, sounding, both in live:
-            _collect(found, prefix, both + silence, sounding + row[prefix.last] if sounding > NEVER else NEVER)
+        stay = {prefix: _stay(prefix, sounding, both, row, silence) for _, prefix, _, sounding, both in live}
+        # what is worse than all that stay cannot be among the best afterwards: adding paths up only raises them
+        bar = min(path[0] for path in stay.values()) if len(stay) == beam else NEVER
+        grown = []
+        for _, prefix, silent, _, both in live:
             for symbol, value in likely:
-                before = silent if symbol == prefix.last else both  # a letter twice needs silence in between
-                longer = prefix.longer.get(symbol, False)
-                if longer is False:
+                longer = prefix.longer.get(symbol, _UNSEEN)
+                if longer is _UNSEEN:
                     longer = _extend(prefix, symbol, lexicon, lm_weight, word_score)
-                if longer is not None and before > NEVER:
-                    _collect(found, longer, NEVER, before + value)
-        ranked = [(prefix, a, b, log_add(a, b)) for prefix, a, b in found.values()]
-        live = heapq.nlargest(beam, ranked, key=lambda entry: entry[3] + entry[0].bonus)
+                if longer is None:
+                    continue
+                sound = (silent if symbol == prefix.last else both) + value  # a letter twice needs silence in between
+                if longer in stay:
+                    stay[longer] = _both(stay[longer], sound)
+                elif sound + longer.bonus >= bar and sound > NEVER:
+                    grown.append((sound + longer.bonus, longer, NEVER, sound, sound))
+        live = heapq.nlargest(beam, [*stay.values(), *grown], key=_rank)
     return _finish(live, lexicon, lm_weight, word_score)
+
+
+def _stay(prefix: _Prefix, sounding: float, both: float, row: list[float], silence: float) -> _Path:
+    """One frame later, without a new letter."""
+    silent = both + silence
+    sounding = sounding + row[prefix.last] if sounding > NEVER else NEVER
+    both = log_add(silent, sounding)
+    return both + prefix.bonus, prefix, silent, sounding, both
+
+
+def _both(path: _Path, sound: float) -> _Path:
+    """The same sentence, also reached by a new letter."""
+    _, prefix, silent, sounding, _ = path
+    sounding = log_add(sounding, sound)
+    both = log_add(silent, sounding)
+    return both + prefix.bonus, prefix, silent, sounding, both
 
 
 def _frames(
@@ -234,16 +262,6 @@ def _frames(
     rows = log_probs.tolist()
     likely = [[(place, row[place]) for place in lexicon.letters if row[place] > floor] for row in rows]
     return list(zip(rows, likely, strict=True)), quiet
-
-
-def _collect(found: dict[int, list], prefix: _Prefix, silent: float, sounding: float) -> None:
-    """Add a path's probability to the hypothesis it belongs to."""
-    entry = found.get(id(prefix))
-    if entry is None:
-        found[id(prefix)] = [prefix, silent, sounding]
-    else:
-        entry[1] = log_add(entry[1], silent)
-        entry[2] = log_add(entry[2], sounding)
 
 
 def _extend(
@@ -270,7 +288,7 @@ def _finish(live: list, lexicon: Lexicon, lm_weight: float, word_score: float) -
     """Complete sentences, best first. A last word may lack its ``|``; half a word is no sentence."""
     found: dict[tuple[str, ...], Hypothesis] = {}
     halves = []
-    for prefix, _, _, sound in live:
+    for _, prefix, _, _, sound in live:
         halves.append(prefix)
         if prefix.node != 0:
             prefix = _extend(prefix, lexicon.end, lexicon, lm_weight, word_score)
@@ -282,5 +300,5 @@ def _finish(live: list, lexicon: Lexicon, lm_weight: float, word_score: float) -
         found[prefix.words] = Hypothesis(" ".join(prefix.words), sound, language, len(prefix.words))
     if not found:  # every hypothesis ends inside a word: give what was complete before it
         words = halves[0].words
-        return [Hypothesis(" ".join(words), live[0][3], halves[0].language, len(words))]
+        return [Hypothesis(" ".join(words), live[0][-1], halves[0].language, len(words))]
     return sorted(found.values(), key=lambda one: one.score(lm_weight, word_score), reverse=True)
