@@ -230,7 +230,7 @@ def find_rounds(text: str) -> tuple[Round, ...]:
     """``"1,2"`` to rounds. Raises UnknownName."""
     from superb_lite.rounds import get_round
 
-    return tuple(get_round(int(name) if name.isdecimal() else name) for name in split_list(text) or ())
+    return tuple(map(get_round, split_list(text) or ()))
 
 
 def check_names(corpus: str, upstreams: tuple[str, ...] | None, tasks: tuple[str, ...] | None) -> None:

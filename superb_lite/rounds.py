@@ -37,12 +37,12 @@ ROUND_3 = Round(3, "round 3", "the dashed arrow: the upstream is fine-tuned too"
 ROUNDS = (ROUND_1, ROUND_2, ROUND_3)
 
 
-def get_round(round: int | Round) -> Round:
-    """The round of that number; a `Round` is given back as it is. Raises UnknownName for anything else."""
+def get_round(round: int | str | Round) -> Round:
+    """The round of that number (or of its digits); a `Round` is given back as it is. Raises UnknownName."""
     if isinstance(round, Round):
         return round
     for known in ROUNDS:
-        if known.number == round:
+        if str(known.number) == str(round):
             return known
     raise UnknownName.among("round", str(round), [str(known.number) for known in ROUNDS])
 

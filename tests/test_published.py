@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+import runpy
 from dataclasses import replace
 from decimal import Decimal
 from importlib.resources import files
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -298,3 +300,17 @@ def test_the_picture_shows_each_number_inside_its_cell(round):
 def test_a_notebook_shows_black_without_asking():
     shown = published.published_table(1)._repr_html_()
     assert shown.count("background:#000") == 30
+
+
+def test_a_tournament_goes_into_the_package_by_a_script(tmp_path, monkeypatch, capsys):
+    script = Path(__file__).parents[1] / "data_scripts" / "publish_tournament.py"
+    rows = Path(published.__file__).with_name("mini.jsonl").read_bytes()
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr("sys.argv", ["publish", str(tmp_path / "run"), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(script), run_name="__main__")
+    assert "no rows of round 2" in capsys.readouterr().err and not (tmp_path / "mini.png").exists()
+    (tmp_path / "run" / "results.jsonl").write_bytes(rows)
+    runpy.run_path(str(script), run_name="__main__")
+    assert (tmp_path / "mini.jsonl").read_bytes() == rows
+    assert (tmp_path / "mini.png").read_bytes().startswith(b"\x89PNG")

@@ -325,7 +325,7 @@ def test_names_and_labels_are_checked_before_anything_is_computed(run, tmp_path)
 
 def test_rounds_are_data():
     assert [get_round(number) for number in (1, 2, 3)] == [ROUND_1, ROUND_2, ROUND_3]
-    assert get_round(ROUND_2) is ROUND_2
+    assert get_round(ROUND_2) is ROUND_2 and get_round("2") is ROUND_2
     assert (ROUND_1.layers, ROUND_2.layers) == ("last", "sum")
     assert ROUND_1.frozen and ROUND_2.frozen and not ROUND_3.frozen
 

@@ -8,7 +8,7 @@ Four files lie here, one line per upstream; the numbers stand in them as they we
 - ``upstreams.csv``: table 1 of the paper (arXiv:2105.01051). ``sources.csv``: what the column `source` stands for.
 
 Two files are ours: ``mini.jsonl``, the rows that our own tournament wrote on the corpus `mini`, and ``mini.png``, its
-round 2 as `superb_lite.report.picture` draws it, in fewer colours, for the README.
+round 2 for the README. ``data_scripts/publish_tournament.py`` puts both here.
 
 Upstreams carry the names of this library. The paper's FBANK is `fbank_cmvn`: it was normalised per utterance, which
 leaves nothing to the mean-pool heads of KS, IC, SID and ER. `fbank` is the line that replaced it on the leaderboard.
