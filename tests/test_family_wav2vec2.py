@@ -154,9 +154,27 @@ def test_the_temperature_falls_in_training_only():
     assert seen == pytest.approx([2.0, 1.0, 0.9])
 
 
-def test_false_candidates_are_other_hidden_frames_of_the_same_clip():
+def test_the_loss_is_about_hidden_and_visible_frames():
+    losses = {}
+    for share in (0.0, 0.5, 1.0):
+        objective = contrast(visible=share).eval()
+        losses[share] = objective(files.speechlike(), torch.Generator().manual_seed(0))[0].item()
+    assert losses[0.0] != losses[1.0]
+    assert losses[0.5] == pytest.approx((losses[0.0] + losses[1.0]) / 2, rel=1e-5)
+
+
+def test_who_speaks_is_taken_out_of_what_is_quantised():
+    """Another colour, the same through the clip, and another loudness: the targets stay."""
+    objective, features = contrast(), torch.randn(1, 60, 160)
+    hide = objective.mask(1, 60, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain, coloured = (objective._context(x, hide)[1] for x in (features, 3 * features + torch.randn(160)))
+    torch.testing.assert_close(plain, coloured, atol=1e-2, rtol=0)
+
+
+def test_false_candidates_are_other_frames_of_the_same_clip_and_kind():
     hide = torch.tensor([[0, 1, 1, 1, 0], [0, 0, 0, 0, 1], [1, 0, 0, 0, 1]], dtype=torch.bool)
-    others = wav2vec2.other_hidden(hide, 200, torch.Generator().manual_seed(0))
+    others = wav2vec2.others_of(hide, 200, torch.Generator().manual_seed(0))
     assert [sorted(set(row)) for row in others.tolist()] == [[1, 2], [0, 2], [0, 1], [3], [5], [4]]
     counts = torch.bincount(others[0], minlength=3)
     assert 70 < counts[1] < 130, "evenly drawn"

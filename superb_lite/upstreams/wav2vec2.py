@@ -93,14 +93,14 @@ def tiny_large_network(dim: int = 96, blocks: int = 8) -> nn.Module:
     return with_contrast(hubert.tiny_large_network(dim, blocks), 160, 64, entries=64)
 
 
-def other_hidden(hide: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """For every hidden frame, `count` other hidden frames of its clip, evenly drawn and put back.
+def others_of(marked: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """For every marked frame, `count` other marked frames of its clip, evenly drawn and put back.
 
-    hide: (batch, frames) bool on the CPU, at least one per clip -> (hidden frames, count): places in the list of all
-    hidden frames. The only hidden frame of a clip gets itself.
+    marked: (batch, frames) bool on the CPU -> (marked frames, count): places in the list of all marked frames. The only
+    marked frame of a clip gets itself.
     """
-    clip = hide.nonzero()[:, 0]
-    of_clip = hide.sum(1)
+    clip = marked.nonzero()[:, 0]
+    of_clip = marked.sum(1)
     first = of_clip.cumsum(0) - of_clip
     size, start = of_clip[clip][:, None], first[clip][:, None]
     rank = torch.arange(len(clip))[:, None] - start
@@ -114,17 +114,23 @@ class Contrast(nn.Module):
     network: made by `tiny_network`, or that of a published checkpoint. The loss is the cross entropy over cosine
     similarities divided by `kappa`, plus `alpha` times the share of code book entries that are not used (the paper's
     equation 4 counts them by entropy, its program and this one by perplexity). In training the temperature falls from
-    `warm` to `cold` by the factor `cooling` with every batch. Differs: there is no penalty on the size of the front
-    end's output, because ours is fixed.
+    `warm` to `cold` by the factor `cooling` with every batch.
+
+    Differs, because a small network on little speech learns much faster so: the share `visible` of the loss is about
+    frames that were not hidden, each among others of its kind, as in our HuBERT (the paper: 0); and what is quantised
+    was normalised over the clip, which takes out most of who speaks. There is no penalty on the size of the front end's
+    output, because ours is fixed.
     """
 
     def __init__(
         self, network: nn.Module, *, distractors: int = 100, span: int = 10, start_rate: float = 0.065,
-        kappa: float = 0.1, alpha: float = 0.1, warm: float = 2.0, cold: float = 0.5, cooling: float = 0.9993,
+        kappa: float = 0.1, alpha: float = 0.1, visible: float = 0.5, warm: float = 2.0, cold: float = 0.5,
+        cooling: float = 0.9993,
     ):  # fmt: skip
         super().__init__()
         self.network, self.distractors, self.span, self.start_rate = network, distractors, span, start_rate
-        self.kappa, self.alpha, self.cold, self.cooling = kappa, alpha, cold, cooling
+        self.kappa, self.alpha, self.visible = kappa, alpha, visible
+        self.cold, self.cooling = cold, cooling
         self.register_buffer("temperature", torch.tensor(warm))  # in the checkpoint of a run that is resumed
 
     def mask(self, batch: int, frames: int, generator: torch.Generator) -> Tensor:
@@ -135,11 +141,12 @@ class Contrast(nn.Module):
         return spans(starts, self.span)
 
     def _context(self, features: Tensor, hide: Tensor) -> tuple[Tensor, Tensor]:
-        """Context vectors (batch, frames, size) with `hide` hidden, and normalised front end frames to quantise."""
+        """Context vectors (batch, frames, size) with `hide` hidden, and front end frames, normalised, to quantise."""
         network = self.network
         x, _ = project(network, features, None)
         x = torch.where(hide[:, :, None].to(x.device), network.hidden_frame, x)
-        return network.final_proj(blocks(network, x)[-1]), network.encoder.feature_projection.layer_norm(features)
+        latent = (features - features.mean(1, keepdim=True)) / (features.std(1, keepdim=True) + 1e-3)
+        return network.final_proj(blocks(network, x)[-1]), latent
 
     def forward(self, wavs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """wavs: (batch, samples) of equal length; generator on the CPU. Returns the loss and what to log.
@@ -149,12 +156,21 @@ class Contrast(nn.Module):
         features, _ = self.network.feature_extractor(wavs, None)
         hide = self.mask(*features.shape[:2], generator)
         context, latent = self._context(features, hide)
-        context, latent = context[hide], latent[hide]
-        quantised, used = self.network.quantizer(latent, float(self.temperature), generator)
+        loss, seen = self._contrast(context, latent, hide, generator)
+        if self.visible and not hide.all():
+            other, _ = self._contrast(context, latent, ~hide, generator)
+            loss = (1 - self.visible) * loss + self.visible * other
         if self.training:
             self.temperature.mul_(self.cooling).clamp_(min=self.cold)
-        others = other_hidden(hide, self.distractors, generator)
-        logits = self._scores(context, self.network.project_q(quantised), others)
+        return loss, seen
+
+    def _contrast(
+        self, context: Tensor, latent: Tensor, marked: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of the `marked` frames, among each other."""
+        quantised, used = self.network.quantizer(latent[marked], float(self.temperature), generator)
+        others = others_of(marked, self.distractors, generator)
+        logits = self._scores(context[marked], self.network.project_q(quantised), others)
         found = nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device))
         entries = torch.exp(-(used * (used + 1e-7).log()).sum(-1)).sum()  # perplexity: as if that many, used evenly
         unused = 1 - entries / used.numel()
