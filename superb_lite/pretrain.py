@@ -317,7 +317,9 @@ class _Run:
     def write(self) -> None:
         """The weights in half precision, and the card that says how they were made."""
         _write_half(self.out, self.network.state_dict())
-        _write_half(head_file(self.out), head_weights(self.objective, self.network))
+        heads = head_weights(self.objective, self.network)
+        if heads:
+            _write_half(head_file(self.out), heads)
         hours = float(self.speech.lengths.sum()) / RATE / 3600
         card = {
             "name": self.name, "method": self.pretext.method,

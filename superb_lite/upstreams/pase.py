@@ -234,7 +234,9 @@ def questions(wavs: Tensor) -> dict[str, Tensor]:
     power = torch.fft.rfft(windows, n=512).abs().square() + 1e-6
     bank = torchaudio.functional.melscale_fbanks(257, 20.0, RATE / 2, 40, RATE).to(wavs.device)
     cosines = torchaudio.functional.create_dct(20, 40, "ortho").to(wavs.device)
-    asked = {"spectrum": power.log(), "cepstrum": (power @ bank).log() @ cosines, "prosody": prosody(wavs)}
+    cepstrum = (power @ bank).log() @ cosines
+    change = torchaudio.functional.compute_deltas(cepstrum.transpose(1, 2), win_length=9).transpose(1, 2)
+    asked = {"spectrum": power.log(), "cepstrum": cepstrum, "change": change, "prosody": prosody(wavs)}
     return {name: (x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-5) for name, x in asked.items()}
 
 
@@ -260,11 +262,12 @@ def distort(wavs: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class PaseObjective(nn.Module):
-    """Three regression workers and two that tell right from wrong, all of one hidden layer; the loss is their mean.
+    """Four regression workers and two that tell right from wrong, all of one hidden layer; the loss is their mean.
 
-    ``spectrum``, ``cepstrum``, ``prosody``: see `questions`; squared error. ``local``: does this frame belong to the
-    same recording as that one? ``whole``: does this stretch (its mean) belong with that one? The wrong partner is
-    the next recording in the batch. The paper has twelve workers; five are enough to show the idea.
+    ``spectrum``, ``cepstrum``, ``change`` (the slope of the cepstrum), ``prosody``: see `questions`; squared error.
+    ``local``: does this frame belong to the same recording as that one? ``whole``: does this stretch (its mean) belong
+    with that one? The wrong partner is the next recording in the batch. The paper has twelve workers; six are enough
+    to show the idea.
     """
 
     def __init__(self, network: PaseNetwork, width: int = 128):
@@ -274,7 +277,7 @@ class PaseObjective(nn.Module):
         def worker(before: int, after: int) -> nn.Module:
             return nn.Sequential(nn.Linear(before, width), nn.PReLU(), nn.Linear(width, after))
 
-        sizes = {"spectrum": 257, "cepstrum": 20, "prosody": 4}
+        sizes = {"spectrum": 257, "cepstrum": 20, "change": 20, "prosody": 4}
         self.regress = nn.ModuleDict({name: worker(network.dim, size) for name, size in sizes.items()})
         self.match = nn.ModuleDict({name: worker(2 * network.dim, 1) for name in ("local", "whole")})
 
@@ -358,7 +361,7 @@ CARDS = (
     tiny_card(
         "tiny_pase", PRETEXTS["tiny_pase"], control="random_conv", family="pase", input="waveform",
         method="multi-task", parameters=439_968, layers=9, dim=128, stride=160,
-        notes="five small questions about distorted speech (arXiv:2001.09239)",
+        notes="six small questions about distorted speech (arXiv:2001.09239)",
     ),
     Card(
         name="pase_plus", family="pase", method="multi-task", input="waveform", corpus="LS 50 hr", parameters=7_832_896,
