@@ -894,6 +894,29 @@ def test_the_commands(checkout, monkeypatch):
     assert isinstance(done.exception, UnknownName)
 
 
+@pytest.mark.parametrize(
+    ("source", "folded"),
+    [
+        ('predict("How many?", "Three.")\nquiz("Which?", {"a": "no", "b": "yes"}, right="b")', True),
+        ('predict("How many?", "Three.")\nprint(3)', False),
+        ("x = predict", False),
+        ("%pip list", False),
+        ("", False),
+    ],
+)
+def test_code_with_nothing_but_questions_is_folded_away(project, source, folded):
+    path = project.solutions / "99_demo.ipynb"
+    nb = building.read(path)
+    asked = copy.deepcopy(next(cell for cell in nb.cells if cell.cell_type == "code"))
+    asked.update(source=source, id="asked", metadata=type(asked.metadata)())
+    nb.cells.append(asked)
+    solved = building.solved_version(nb, path.name, project)
+    found = [cell.metadata for cell in solved.cells if cell.cell_type == "code" and cell.source == source]
+    assert found == [{"jupyter": {"source_hidden": True}, "cellView": "form"} if folded else {}]
+    student = building.student_version(solved, path.name, project)
+    assert sum("source_hidden" in cell.metadata.get("jupyter", {}) for cell in student.cells) == folded
+
+
 def test_a_copy_of_a_notebook_is_left_alone(project):
     path = project.solutions / "99_demo.ipynb"
     nb = building.read(path)

@@ -9,6 +9,7 @@ Taught nowhere: this is for authors, whose guide is README.md in this folder.
 
 from __future__ import annotations
 
+import ast
 import base64
 import copy
 import math
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 NAME = re.compile(r"\d\d_\w+\.ipynb")
 STUB = "pass  # YOUR CODE HERE"
 TEXT_STUB = "*Your answer here.*"
-KEEP = ("jupyter", "nbgrader", "superb_lite", "tags")  # the cell metadata that is ours
+KEEP = ("cellView", "jupyter", "nbgrader", "superb_lite", "tags")  # the cell metadata that is ours
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 BRANCH = "main"
 CELL_TIMEOUT_SEC = 600
@@ -131,11 +132,23 @@ def solved_version(nb: NotebookNode, name: str, project: Project) -> NotebookNod
         if _role(cell) == "setup":
             cell.source = setup_source(project)
             cell.metadata["tags"] = ["nbval-ignore-output"]
+        if cell.cell_type == "code" and _only_asks(cell.source):
+            cell.metadata |= {"jupyter": {"source_hidden": True}, "cellView": "form"}  # JupyterLab's word, and Colab's
         if _is(cell, "solution") and cell.cell_type == "code" and "### BEGIN SOLUTION" not in cell.source:
             raise CourseBroken(f"{name}: cell {cell.metadata.nbgrader.grade_id!r} lacks a line ### BEGIN SOLUTION")
     nb.cells = [_markdown("header", header(about, project, solved=True)), *body, _markdown("footer", footer())]
     set_ids(nb)
     return nb
+
+
+def _only_asks(source: str) -> bool:
+    """Is there nothing in a cell but questions to the reader? Their answers stand in its code."""
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError:  # a magic command
+        return False
+    calls = [line.value for line in lines if isinstance(line, ast.Expr) and isinstance(line.value, ast.Call)]
+    return len(lines) == len(calls) > 0 and all(ast.unparse(call.func) in ("predict", "quiz") for call in calls)
 
 
 def student_version(solved: NotebookNode, name: str, project: Project) -> NotebookNode:
